@@ -1,0 +1,1 @@
+"""Mixers, orders, blocks and the training base that every domain shares."""

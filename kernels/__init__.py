@@ -1,0 +1,1 @@
+"""Recurrences as pure functions on tensors."""

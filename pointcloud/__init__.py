@@ -1,0 +1,1 @@
+"""Detection in point clouds."""
