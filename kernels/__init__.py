@@ -1,1 +1,6 @@
-"""Recurrences as pure functions on tensors."""
+"""Recurrences as pure functions on tensors: the floor that everything else stands on."""
+
+from .dispatch import BACKENDS, BackendError, served_by, use_backend
+from .linear_scan import linear_scan
+
+__all__ = ["BACKENDS", "BackendError", "linear_scan", "served_by", "use_backend"]

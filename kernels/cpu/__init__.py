@@ -1,0 +1,93 @@
+"""Loads the C++ kernels that suit this processor, and says why there are none where there are none."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Instruction sets from the plainest to the widest; a processor that has one has those before it.
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+_WIDEST = {"AVX512": "avx512", "AVX2": "avx2"}
+
+POINTER, SIZE, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+def built() -> dict[str, Path]:
+    """Return the libraries that the install built, by instruction set."""
+    folder = Path(__file__).parent
+    found = {name: sorted(p for p in folder.glob(f"_{name}.*") if p.suffix in {".so", ".dylib", ".pyd"})
+             for name in INSTRUCTION_SETS}
+    return {name: paths[0] for name, paths in found.items() if paths}
+
+
+def instruction_set() -> str | None:
+    """Return the widest built instruction set that this processor has, or what ``SCANWEAVE_ISA`` names.
+
+    Returns:
+        One of :data:`INSTRUCTION_SETS`, or None where no library was built.
+
+    Raises:
+        RuntimeError: ``SCANWEAVE_ISA`` names a set that is not built or that this processor lacks.
+    """
+    widest = _WIDEST.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    usable = [s for s in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(widest) + 1] if s in built()]
+    wanted = os.environ.get("SCANWEAVE_ISA")
+    if wanted:
+        if wanted not in usable:
+            raise RuntimeError(f"SCANWEAVE_ISA={wanted!r}: this processor and this install can use {usable or 'none'}")
+        return wanted
+    return usable[-1] if usable else None
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the loaded library, or None where none was built."""
+    name = instruction_set()
+    # Loaded after torch: both then share torch's OpenMP runtime, so that two pools never spin against each other.
+    return ctypes.CDLL(str(built()[name])) if name else None
+
+
+def refuses(tensor: Tensor) -> str | None:
+    """Return why the C++ kernels cannot serve ``tensor``, or None."""
+    if tensor.device.type != "cpu":
+        return "it serves tensors on the CPU"
+    if library() is None:
+        return (
+            "its library was not built; install a C++ compiler (g++ or clang) and run pip install --force-reinstall "
+            "--no-deps scanweave"
+        )
+    return None
+
+
+def function(name: str, argtypes: list[Any]) -> Callable[..., int]:
+    """Return a C function that is looked up at its first call.
+
+    Args:
+        name: Its exported name.
+        argtypes: The ctypes types of its arguments; one ``int`` for the number of threads is appended.
+
+    Returns:
+        A callable on plain values (data pointers as ints, 0 for null) that returns the C function's int.
+    """
+    found: list[Callable[..., int]] = []
+
+    def call(*args: Any) -> int:
+        if not found:
+            c = getattr(library(), name)
+            c.argtypes, c.restype = [*argtypes, INT], INT
+            found.append(c)
+        return found[0](*args, torch.get_num_threads())
+
+    return call
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """Return the address of a tensor's first element, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,158 @@
+"""linear_scan: ``h_t = a_t * h_{t-1} + b_t``, the recurrence under S5, LRU, minGRU, minLSTM, HGRN and ConvS5."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import COMPLEX, FLOATS, check_device, check_dtype, check_finite, check_length, check_shape, state_dtype
+from ..dispatch import Kernel, always, register_kernel, select
+from ..library import define_op
+from .reference import linear_scan_reference
+
+__all__ = ["linear_scan"]
+
+
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    *,
+    reverse: bool = False,
+    initial_state: Tensor | None = None,
+    reset: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the elementwise linear recurrence over axis 1.
+
+    ``h_t = a_t * h_{t-1} + b_t``, for t = 1..L (``reverse=True``: ``h_t = a_t * h_{t+1} + b_t``, from L down to 1).
+
+    Args:
+        a: Decay, (B, L, ...) float32, float64, bfloat16, float16, complex64 or complex128; it may broadcast to b.
+        b: Input, (B, L, ...), same dtype as a.
+        reverse: Run from the last step to the first.
+        initial_state: State before the first step taken, (B, ...); zero if None.
+        reset: (B, L) bool; where True the state restarts: ``h_t = b_t``. It starts each sequence of a packed batch
+            (with ``reverse``, the step that a sequence ends with).
+        backend: Force ``triton``, ``cpu``, ``chunked`` or ``reference``; None chooses by device.
+
+    Returns:
+        y: All states, (B, L, ...), in b's dtype.
+        final_state: The state after the last step taken, (B, ...); float32 for half types, else b's dtype.
+
+    Raises:
+        TypeError: A dtype is not supported, or a and b differ in it.
+        ValueError: Shapes or devices do not fit, the length is 0, or (checked on the CPU, outside of torch.compile)
+            a is not finite.
+        BackendError: A forced backend cannot serve the call.
+
+    Source:
+        Blelloch, Prefix sums and their applications (1990), section 1.4; Smith et al., S5 (2023), equation 2;
+        Martin and Cundy, Parallelizing linear recurrent neural nets (2018), section 2.
+
+    Example:
+        >>> import torch
+        >>> from scanweave.kernels import linear_scan
+        >>> y, state = linear_scan(torch.full((1, 4, 1), 0.5), torch.ones(1, 4, 1))
+        >>> y.flatten().tolist()
+        [1.0, 1.5, 1.75, 1.875]
+    """
+    _check(a, b, initial_state, reset)
+    shape = b.shape
+    h = None if initial_state is None else initial_state.reshape(shape[0], -1).to(state_dtype(b.dtype))
+    flat = (shape[0], shape[1], -1)
+    a3, b3 = a.expand(shape).reshape(flat), b.reshape(flat)
+    chosen = select("linear_scan", b, backend)
+    if chosen == "reference":
+        y, final = linear_scan_reference(a3, b3, h, reset, reverse)
+    else:
+        y, final = _op(a3, b3, h, reset, reverse, chosen)
+    if b.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(final).all():
+        check_finite("linear_scan", "a", a)
+    return y.view(shape), final.view(shape[0], *shape[2:])
+
+
+def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
+    op = "linear_scan"
+    check_dtype(op, "a", a, FLOATS + COMPLEX)
+    check_dtype(op, "b", b, (a.dtype,))
+    if b.dim() < 2:
+        raise ValueError(f"{op}: b has shape {tuple(b.shape)}, expected (B, L, ...)")
+    check_length(op, "b", b)
+    if a.shape != b.shape:
+        try:
+            fits = torch.broadcast_shapes(a.shape, b.shape) == b.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{op}: a has shape {tuple(a.shape)}, expected one that broadcasts to b's {tuple(b.shape)}")
+    check_device(op, b, {"a": a, "initial_state": initial_state, "reset": reset})
+    if initial_state is not None:
+        check_shape(op, "initial_state", initial_state, (b.shape[0], *b.shape[2:]), "(B, ...)")
+    if reset is not None:
+        check_shape(op, "reset", reset, tuple(b.shape[:2]), "(B, L)")
+        check_dtype(op, "reset", reset, (torch.bool,))
+
+
+def _fake(
+    a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(b, memory_format=torch.contiguous_format), b.new_empty(
+        (b.shape[0], b.shape[2]), dtype=state_dtype(b.dtype)
+    )
+
+
+def _fake_backward(
+    a: Tensor,
+    y: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    state = y.new_empty((y.shape[0], y.shape[2]), dtype=state_dtype(y.dtype))
+    return torch.empty_like(y), torch.empty_like(y), state
+
+
+def gradients(
+    a: Tensor,
+    y: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a, b and the initial state: the same recurrence on reversed time.
+
+    ``g_t = dy_t + conj(a_{t+1}) g_{t+1}``, ``db_t = g_t``, ``da_t = g_t conj(h_{t-1})``.
+    """
+    before = torch.zeros_like(y[:, :1]) if initial_state is None else initial_state.to(y.dtype).unsqueeze(1)
+    decay = (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)).conj()
+    one = torch.ones_like(before)
+    if reverse:
+        previous, decay_after = torch.cat([y[:, 1:], before], 1), torch.cat([one, decay[:, :-1]], 1)
+    else:
+        previous, decay_after = torch.cat([before, y[:, :-1]], 1), torch.cat([decay[:, 1:], one], 1)
+    if reset is not None:
+        previous = previous.masked_fill(reset.unsqueeze(-1), 0)
+    g, _ = linear_scan(decay_after, torch.zeros_like(y) if dy is None else dy, reverse=not reverse, initial_state=dfinal)
+    first = -1 if reverse else 0
+    return g * previous.conj(), g, (decay[:, first] * g[:, first]).to(state_dtype(y.dtype))
+
+
+_op = define_op(
+    "linear_scan",
+    schema="(Tensor a, Tensor b, Tensor? initial_state, Tensor? reset, bool reverse, str backend) -> (Tensor, Tensor)",
+    backward_schema=(
+        "(Tensor a, Tensor y, Tensor? initial_state, Tensor? reset, bool reverse, Tensor? dy, Tensor? dfinal, str backend)"
+        " -> (Tensor, Tensor, Tensor)"
+    ),
+    fake=_fake,
+    fake_backward=_fake_backward,
+    saved=lambda args, outputs: (args[0], outputs[0], args[2], args[3], args[4]),
+    differentiable=(0, 1, 2),
+    twice=gradients,
+)
+register_kernel("linear_scan", "reference", Kernel(linear_scan_reference, None, always))
