@@ -22,8 +22,10 @@ POINTER, SIZE, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 def built() -> dict[str, Path]:
     """Return the libraries that the install built, by instruction set."""
     folder = Path(__file__).parent
-    found = {name: sorted(p for p in folder.glob(f"_{name}.*") if p.suffix in {".so", ".dylib", ".pyd"})
-             for name in INSTRUCTION_SETS}
+    found = {
+        name: sorted(p for p in folder.glob(f"_{name}.*") if p.suffix in {".so", ".dylib", ".pyd"})
+        for name in INSTRUCTION_SETS
+    }
     return {name: paths[0] for name, paths in found.items() if paths}
 
 

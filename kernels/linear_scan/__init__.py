@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..checks import COMPLEX, FLOATS, check_device, check_dtype, check_finite, check_length, check_shape, state_dtype
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op
+from .adjoint import gradients
+from .chunked import linear_scan_chunked, linear_scan_chunked_backward
 from .reference import linear_scan_reference
 
 __all__ = ["linear_scan"]
@@ -59,8 +63,7 @@ def linear_scan(
     _check(a, b, initial_state, reset)
     shape = b.shape
     h = None if initial_state is None else initial_state.reshape(shape[0], -1).to(state_dtype(b.dtype))
-    flat = (shape[0], shape[1], -1)
-    a3, b3 = a.expand(shape).reshape(flat), b.reshape(flat)
+    a3, b3 = _flatten(a, shape), b.reshape(shape[0], shape[1], -1)
     chosen = select("linear_scan", b, backend)
     if chosen == "reference":
         y, final = linear_scan_reference(a3, b3, h, reset, reverse)
@@ -69,6 +72,12 @@ def linear_scan(
     if b.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(final).all():
         check_finite("linear_scan", "a", a)
     return y.view(shape), final.view(shape[0], *shape[2:])
+
+
+def _flatten(a: Tensor, shape: torch.Size) -> Tensor:
+    """Return a as (B or 1, L or 1, C): a decay shared over the batch or over time stays small, and so does its gradient."""
+    a = a.reshape((1,) * (len(shape) - a.dim()) + a.shape)
+    return a.expand(a.shape[0], a.shape[1], *shape[2:]).reshape(a.shape[0], a.shape[1], -1)
 
 
 def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
@@ -84,7 +93,9 @@ def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | N
         except RuntimeError:
             fits = False
         if not fits:
-            raise ValueError(f"{op}: a has shape {tuple(a.shape)}, expected one that broadcasts to b's {tuple(b.shape)}")
+            raise ValueError(
+                f"{op}: a has shape {tuple(a.shape)}, expected one that broadcasts to b's {tuple(b.shape)}"
+            )
     check_device(op, b, {"a": a, "initial_state": initial_state, "reset": reset})
     if initial_state is not None:
         check_shape(op, "initial_state", initial_state, (b.shape[0], *b.shape[2:]), "(B, ...)")
@@ -112,34 +123,13 @@ def _fake_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     state = y.new_empty((y.shape[0], y.shape[2]), dtype=state_dtype(y.dtype))
-    return torch.empty_like(y), torch.empty_like(y), state
+    return torch.empty_like(a), torch.empty_like(y), state
 
 
-def gradients(
-    a: Tensor,
-    y: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    dy: Tensor | None,
-    dfinal: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a, b and the initial state: the same recurrence on reversed time.
-
-    ``g_t = dy_t + conj(a_{t+1}) g_{t+1}``, ``db_t = g_t``, ``da_t = g_t conj(h_{t-1})``.
-    """
-    before = torch.zeros_like(y[:, :1]) if initial_state is None else initial_state.to(y.dtype).unsqueeze(1)
-    decay = (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)).conj()
-    one = torch.ones_like(before)
-    if reverse:
-        previous, decay_after = torch.cat([y[:, 1:], before], 1), torch.cat([one, decay[:, :-1]], 1)
-    else:
-        previous, decay_after = torch.cat([before, y[:, :-1]], 1), torch.cat([decay[:, 1:], one], 1)
-    if reset is not None:
-        previous = previous.masked_fill(reset.unsqueeze(-1), 0)
-    g, _ = linear_scan(decay_after, torch.zeros_like(y) if dy is None else dy, reverse=not reverse, initial_state=dfinal)
-    first = -1 if reverse else 0
-    return g * previous.conj(), g, (decay[:, first] * g[:, first]).to(state_dtype(y.dtype))
+def _differentiable_scan(
+    a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    return linear_scan(a, b, reverse=reverse, initial_state=initial_state, reset=reset)
 
 
 _op = define_op(
@@ -153,6 +143,7 @@ _op = define_op(
     fake_backward=_fake_backward,
     saved=lambda args, outputs: (args[0], outputs[0], args[2], args[3], args[4]),
     differentiable=(0, 1, 2),
-    twice=gradients,
+    twice=partial(gradients, _differentiable_scan),
 )
 register_kernel("linear_scan", "reference", Kernel(linear_scan_reference, None, always))
+register_kernel("linear_scan", "chunked", Kernel(linear_scan_chunked, linear_scan_chunked_backward, always))

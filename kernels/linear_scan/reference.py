@@ -14,7 +14,7 @@ def linear_scan_reference(
     """Compute ``h_t = a_t * h_{t-1} + b_t`` one step at a time.
 
     Args:
-        a: Decay (B, L, C), real or complex.
+        a: Decay (B or 1, L or 1, C), real or complex.
         b: Input (B, L, C), same dtype.
         initial_state: State (B, C) before the first step, in the state's dtype; None is zero.
         reset: (B, L) bool; where True the state before that step counts as zero.
@@ -26,7 +26,7 @@ def linear_scan_reference(
     dtype = state_dtype(b.dtype)
     h = torch.zeros_like(b[:, 0], dtype=dtype) if initial_state is None else initial_state
     states: list[Tensor] = []
-    steps = list(zip(a.to(dtype).unbind(1), b.to(dtype).unbind(1), strict=True))
+    steps = list(zip(a.to(dtype).expand(b.shape).unbind(1), b.to(dtype).unbind(1), strict=True))
     order = range(len(steps) - 1, -1, -1) if reverse else range(len(steps))
     for t in order:
         if reset is not None:
