@@ -28,6 +28,7 @@ def define_op(
     saved: Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]],
     differentiable: Sequence[int],
     twice: Callable[..., tuple[Tensor | None, ...]],
+    extras: int = 0,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Register ``scanweave::name`` and ``scanweave::name_backward``; every backend is reached through them.
 
@@ -42,6 +43,8 @@ def define_op(
         differentiable: Positions of the arguments that have a gradient.
         twice: The backward op's arguments less the backend to its results, in differentiable PyTorch: it serves where
             a gradient of the gradient is asked for (``create_graph=True``).
+        extras: Number of trailing outputs that only the backward op reads. Where there are any, the op's last argument
+            but one is ``bool save``: call it with False; it is set where a gradient will be asked for.
 
     Returns:
         The op, called with positional arguments.
@@ -68,10 +71,12 @@ def define_op(
             ctx.present = [isinstance(a, Tensor) for a in args]
             ctx.backend = args[-1]
             ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*outputs[len(outputs) - extras :])
             return outputs
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            grads = grads[: len(grads) - extras]
             found: list[Tensor | None] = [None] * len(ctx.present)
             if all(g is None for g in grads):
                 return tuple(found)
@@ -88,7 +93,7 @@ def define_op(
 
     def run_autograd(*args: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return Function.apply(*args)
+            return Function.apply(*args[:-2], True, args[-1]) if extras else Function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return forward_op(*args)
 
@@ -98,3 +103,31 @@ def define_op(
     torch.library.register_fake(f"scanweave::{name}", fake, lib=_library)
     torch.library.register_fake(f"scanweave::{name}_backward", fake_backward, lib=_library)
     return forward_op
+
+
+def gradients_of(
+    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Any], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Differentiate ``function`` by autograd, so that the result can be differentiated again.
+
+    Args:
+        function: A differentiable function, such as an op's reference form.
+        arguments: What it is called with.
+        grads: The gradients of its outputs; None counts as zero.
+
+    Returns:
+        The gradient of each argument, None for those that are no floating-point tensor.
+    """
+    # New nodes for the arguments: one may have been computed from another, and that path is not the function's own.
+    inner = [a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in arguments]
+    inner = [
+        a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() and not a.requires_grad else a
+        for a in inner
+    ]
+    wanted = [i for i, a in enumerate(inner) if isinstance(a, Tensor) and a.requires_grad]
+    pairs = [(o, g) for o, g in zip(function(*inner), grads, strict=True) if g is not None]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs], [inner[i] for i in wanted], [g for _, g in pairs], create_graph=True, allow_unused=True
+    )
+    by_position = dict(zip(wanted, found, strict=True))
+    return tuple(by_position.get(i) for i in range(len(inner)))

@@ -1,0 +1,233 @@
+"""selective_scan: Mamba's recurrence, a diagonal state per channel that the data steers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, check_device, check_dtype, check_finite, check_length, check_shape, state_dtype
+from ..dispatch import Kernel, always, register_kernel, select
+from ..library import define_op, gradients_of
+from . import chunked
+from .chunked import CHUNK
+from .reference import selective_scan_reference
+
+__all__ = ["selective_scan"]
+
+EIGENVALUES = ("positive", "signed")
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+    eigenvalues: str = "positive",
+    initial_state: Tensor | None = None,
+    reset: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run Mamba's selective state space model over axis 1.
+
+    ``delta_t = softplus(dt_t + dt_bias)``, ``h_t = a_t * h_{t-1} + delta_t B_t u_t`` with ``a_t = exp(delta_t A)``,
+    ``y_t = C_t . h_t + D u_t``, and with a gate ``y_t * silu(z_t)``; each channel has N states of its own.
+
+    Args:
+        u: Input, (B, L, C) float32, float64, bfloat16 or float16.
+        dt: Step size before bias and softplus, (B, L, C), u's dtype.
+        A: Continuous-time decay, (C, N), finite; negative values decay. u's dtype or the state's, as D and dt_bias.
+        B: Input weights, (B, L, N) shared by all channels or (B, L, G, N) for G groups of C / G neighbouring channels.
+        C: Output weights, shaped as B.
+        D: Skip weights, (C,).
+        z: Gate, (B, L, C).
+        dt_bias: Added to dt, (C,).
+        dt_softplus: Pass ``dt + dt_bias`` through softplus; else it is the step size itself.
+        eigenvalues: ``"positive"``: ``a = exp(delta A)`` in (0, 1) for negative A; ``"signed"``:
+            ``a = 2 exp(delta A) - 1`` in (-1, 1), which lets the state flip its sign and so track parity.
+        initial_state: State before the first step, (B, C, N); zero if None.
+        reset: (B, L) bool; where True the state before that step counts as zero: the first step of each sequence of a
+            packed batch.
+        backend: Force ``triton``, ``cpu``, ``chunked`` or ``reference``; None chooses by device.
+
+    Returns:
+        y: (B, L, C), u's dtype.
+        final_state: The state after the last step, (B, C, N); float32 for half types, else u's dtype.
+
+    Raises:
+        TypeError: A dtype is not supported or does not fit u's.
+        ValueError: Shapes or devices do not fit, the length is 0, ``eigenvalues`` is neither word, or (checked on the
+            CPU, outside of torch.compile) A or dt is not finite.
+        BackendError: A forced backend cannot serve the call.
+
+    Source:
+        Gu and Dao, Mamba (2023), equations 2a, 2b and 4, algorithm 2; signed eigenvalues: Grazzi et al., Unlocking
+        state-tracking in linear RNNs through negative eigenvalues (2024), section 4.
+
+    Example:
+        >>> import torch
+        >>> from scanweave.kernels import selective_scan
+        >>> one = torch.ones(1, 3, 1)
+        >>> y, state = selective_scan(one, one, torch.tensor([[-0.6931472]]), one, one, dt_softplus=False)
+        >>> [round(v, 4) for v in y.flatten().tolist()]
+        [1.0, 1.5, 1.75]
+    """
+    if eigenvalues not in EIGENVALUES:
+        raise ValueError(f"selective_scan: eigenvalues is {eigenvalues!r}, expected one of {', '.join(EIGENVALUES)}")
+    if not isinstance(B, Tensor) or B.dim() == 3:
+        check_dtype("selective_scan", "B", B, FLOATS)
+        B = B.unsqueeze(2)
+    if not isinstance(C, Tensor) or C.dim() == 3:
+        check_dtype("selective_scan", "C", C, FLOATS)
+        C = C.unsqueeze(2)
+    _check(u, dt, A, B, C, D, z, dt_bias, initial_state, reset)
+    if initial_state is not None:
+        initial_state = initial_state.to(state_dtype(u.dtype))
+    signed, chosen = eigenvalues == "signed", select("selective_scan", u, backend)
+    arguments = (u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
+    if chosen == "reference":
+        y, final = selective_scan_reference(*arguments)
+    else:
+        y, final, _ = _op(*arguments, False, chosen)
+    # One sum finds any non-finite entry; only then is it worth telling which tensor has it.
+    if (
+        u.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not math.isfinite((final.sum() + A.sum()).item())
+    ):
+        check_finite("selective_scan", "A", A)
+        check_finite("selective_scan", "dt", dt)
+    return y, final
+
+
+def _check(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+) -> None:
+    op = "selective_scan"
+    check_dtype(op, "u", u, FLOATS)
+    parameter = (state_dtype(u.dtype), u.dtype)
+    if u.dim() != 3:
+        raise ValueError(f"{op}: u has shape {tuple(u.shape)}, expected (B, L, C)")
+    check_length(op, "u", u)
+    batch, length, channels = u.shape
+    check_dtype(op, "A", A, parameter)
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (C, N) with C = {channels}")
+    if B.dim() != 4 or B.shape[2] == 0 or channels % B.shape[2]:
+        raise ValueError(
+            f"{op}: B has shape {tuple(B.shape)}, expected (B, L, N) or (B, L, G, N) "
+            f"where G divides the {channels} channels"
+        )
+    grouped = (batch, length, B.shape[2], A.shape[1])
+    for name, sequence, shape, layout in (
+        ("dt", dt, (batch, length, channels), "(B, L, C)"),
+        ("B", B, grouped, "(B, L, G, N)"),
+        ("C", C, grouped, "(B, L, G, N)"),
+        ("z", z, (batch, length, channels), "(B, L, C)"),
+    ):
+        if sequence is not None:
+            check_dtype(op, name, sequence, (u.dtype,))
+            check_shape(op, name, sequence, shape, layout)
+    for name, vector in (("D", D), ("dt_bias", dt_bias)):
+        if vector is not None:
+            check_dtype(op, name, vector, parameter)
+            check_shape(op, name, vector, (channels,), "(C,)")
+    if initial_state is not None:
+        check_dtype(op, "initial_state", initial_state, parameter)
+        check_shape(op, "initial_state", initial_state, (batch, *A.shape), "(B, C, N)")
+    if reset is not None:
+        check_dtype(op, "reset", reset, (torch.bool,))
+        check_shape(op, "reset", reset, (batch, length), "(B, L)")
+    check_device(
+        op,
+        u,
+        {"dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+        | {"initial_state": initial_state, "reset": reset},
+    )
+
+
+def _fake(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    dt_softplus: bool,
+    signed: bool,
+    save: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, (batch, length, channels), n = state_dtype(u.dtype), u.shape, A.shape[1]
+    chunks = (length + CHUNK - 1) // CHUNK
+    before = u.new_empty((batch, chunks, channels, n) if save else 0, dtype=dtype)
+    return u.new_empty(u.shape), u.new_empty((batch, channels, n), dtype=dtype), before
+
+
+def _fake_backward(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    dt_softplus: bool,
+    signed: bool,
+    before: Tensor,
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    like = [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z, dt_bias)]
+    return *like, before.new_empty((u.shape[0], *A.shape))
+
+
+def _gradients(*saved: Tensor | bool | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients by differentiating the reference form: for a gradient of the gradient."""
+    arguments, (_, dy, dfinal) = saved[:12], saved[12:]
+    return gradients_of(selective_scan_reference, arguments, (dy, dfinal))[:9]
+
+
+_ARGUMENTS = (
+    "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
+    "Tensor? reset, bool dt_softplus, bool signed, "
+)
+_op = define_op(
+    "selective_scan",
+    schema=f"({_ARGUMENTS}bool save, str backend) -> (Tensor, Tensor, Tensor)",
+    backward_schema=(
+        f"({_ARGUMENTS}Tensor before, Tensor? dy, Tensor? dfinal, str backend) -> ({', '.join(['Tensor'] * 9)})"
+    ),
+    fake=_fake,
+    fake_backward=_fake_backward,
+    saved=lambda arguments, outputs: (*arguments[:12], outputs[2]),
+    differentiable=tuple(range(9)),
+    twice=_gradients,
+    extras=1,
+)
+register_kernel("selective_scan", "reference", Kernel(selective_scan_reference, None, always))
+register_kernel("selective_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))
