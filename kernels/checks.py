@@ -35,7 +35,9 @@ def check_device(op: str, first: Tensor, others: Mapping[str, Tensor | None]) ->
     """Raise ValueError unless every tensor lies on the device of the first."""
     for name, tensor in others.items():
         if tensor is not None and tensor.device != first.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, the first tensor on {first.device}; move one of them")
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device}, the first tensor on {first.device}; move one of them"
+            )
 
 
 def check_length(op: str, name: str, tensor: Tensor) -> None:

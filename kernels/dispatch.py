@@ -1,7 +1,8 @@
 """Which backend serves a call: the only place that chooses.
 
-Order: ``triton`` on a GPU that Triton serves, ``cpu`` on the CPU, else ``chunked``. ``reference`` is chosen only by name.
-A backend that was asked for and cannot serve raises :class:`BackendError`, which says why; nothing falls back in silence.
+Order: ``triton`` on a GPU that Triton serves, ``cpu`` on the CPU, else ``chunked``. ``reference`` is chosen only by
+name. A backend that was asked for and cannot serve raises :class:`BackendError`, which says why; nothing falls back in
+silence.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ def select(op: str, tensor: Tensor, backend: str | None = None) -> str:
     if wanted is not None:
         reason = kernels[wanted].refuses(tensor) if wanted in kernels else "the op has no such form"
         if reason:
-            raise BackendError(f"{op}: backend {wanted!r} cannot serve a {tensor.dtype} tensor on {tensor.device}: {reason}")
+            raise BackendError(
+                f"{op}: backend {wanted!r} cannot serve a {tensor.dtype} tensor on {tensor.device}: {reason}"
+            )
         return wanted
     name = "cpu" if tensor.device.type == "cpu" else "triton"
     if name in kernels and kernels[name].refuses(tensor) is None:
@@ -132,7 +135,9 @@ def select(op: str, tensor: Tensor, backend: str | None = None) -> str:
     return "chunked"
 
 
-def served_by(device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, tuple[str, dict[str, Reason]]]:
+def served_by(
+    device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> dict[str, tuple[str, dict[str, Reason]]]:
     """Tell which backend serves each op on a device, and why the others do not.
 
     Args:

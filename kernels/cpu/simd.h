@@ -45,6 +45,23 @@ template <class T> inline vec<T> load_part(const T* p, int n) {
 }
 template <class T> inline void store_part(T* p, const vec<T>& v, int n) { std::memcpy(p, &v, n * sizeof(T)); }
 
+// Lanes in pairs, as complex numbers lie: (0, 1, 2, 3) becomes (0, 0, 2, 2), (1, 1, 3, 3) or (1, 0, 3, 2).
+template <class T> inline vec<T> even_lanes(vec<T> v) {
+  vec<T> out;
+  for (int i = 0; i < width<T>; ++i) out[i] = v[i & ~1];
+  return out;
+}
+template <class T> inline vec<T> odd_lanes(vec<T> v) {
+  vec<T> out;
+  for (int i = 0; i < width<T>; ++i) out[i] = v[i | 1];
+  return out;
+}
+template <class T> inline vec<T> swap_pairs(vec<T> v) {
+  vec<T> out;
+  for (int i = 0; i < width<T>; ++i) out[i] = v[i ^ 1];
+  return out;
+}
+
 template <class V> inline auto sum(const V& v) {
   auto total = v[0];
   for (unsigned i = 1; i < sizeof(V) / sizeof(v[0]); ++i) total += v[i];

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..checks import COMPLEX, FLOATS, check_device, check_dtype, check_finite, check_length, check_shape, state_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op
 from .adjoint import gradients
 from .chunked import linear_scan_chunked, linear_scan_chunked_backward
+from .cpu import linear_scan_cpu, linear_scan_cpu_backward
 from .reference import linear_scan_reference
 
 __all__ = ["linear_scan"]
@@ -69,13 +71,15 @@ def linear_scan(
         y, final = linear_scan_reference(a3, b3, h, reset, reverse)
     else:
         y, final = _op(a3, b3, h, reset, reverse, chosen)
-    if b.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(final).all():
+    # A decay that is not finite spoils all states up to the next reset; the cpu backend looks for itself.
+    looks = chosen != "cpu" and b.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not torch.isfinite(final if reset is None else y).all():
         check_finite("linear_scan", "a", a)
     return y.view(shape), final.view(shape[0], *shape[2:])
 
 
 def _flatten(a: Tensor, shape: torch.Size) -> Tensor:
-    """Return a as (B or 1, L or 1, C): a decay shared over the batch or over time stays small, and so does its gradient."""
+    """Return a as (B or 1, L or 1, C): shared over the batch or over time it stays small, and so does its gradient."""
     a = a.reshape((1,) * (len(shape) - a.dim()) + a.shape)
     return a.expand(a.shape[0], a.shape[1], *shape[2:]).reshape(a.shape[0], a.shape[1], -1)
 
@@ -136,8 +140,8 @@ _op = define_op(
     "linear_scan",
     schema="(Tensor a, Tensor b, Tensor? initial_state, Tensor? reset, bool reverse, str backend) -> (Tensor, Tensor)",
     backward_schema=(
-        "(Tensor a, Tensor y, Tensor? initial_state, Tensor? reset, bool reverse, Tensor? dy, Tensor? dfinal, str backend)"
-        " -> (Tensor, Tensor, Tensor)"
+        "(Tensor a, Tensor y, Tensor? initial_state, Tensor? reset, bool reverse, Tensor? dy, Tensor? dfinal, "
+        "str backend) -> (Tensor, Tensor, Tensor)"
     ),
     fake=_fake,
     fake_backward=_fake_backward,
@@ -147,3 +151,4 @@ _op = define_op(
 )
 register_kernel("linear_scan", "reference", Kernel(linear_scan_reference, None, always))
 register_kernel("linear_scan", "chunked", Kernel(linear_scan_chunked, linear_scan_chunked_backward, always))
+register_kernel("linear_scan", "cpu", Kernel(linear_scan_cpu, linear_scan_cpu_backward, cpu_refuses))
