@@ -1,4 +1,4 @@
-"""What every test shares: where real data lies."""
+"""What every test shares: where real data lies, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is imported, so before anything that holds a kernel.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 DATA_ROOT = Path(os.environ.get("SCANWEAVE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

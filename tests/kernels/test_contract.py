@@ -1,0 +1,308 @@
+"""The op contract: every row of the table, on every backend that serves it here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scanweave.kernels import BackendError, use_backend
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .contract import (
+    BACKWARD_BOUND,
+    FORWARD_BOUND,
+    LENGTHS,
+    Case,
+    Tensors,
+    assert_close,
+    backends,
+    cast,
+    draw_reset,
+    expected,
+    gradients,
+    run,
+)
+from .table import CASES
+
+ROWS = [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES.values() for name in backends(case)]
+served = pytest.mark.parametrize(("case", "backend"), ROWS)
+
+
+def _doubles(case: Case, backend: str) -> None:
+    if torch.float64 not in case.dtypes or backend not in backends(case, torch.float64):
+        pytest.skip("no float64 here")
+
+
+def _compare(found: tuple[Tensor, Tensor, Tensors], wanted: tuple[Tensor, Tensor, Tensors], dtype: torch.dtype) -> None:
+    assert_close(found[0], wanted[0], FORWARD_BOUND[dtype], "y")
+    assert_close(found[1], wanted[1], FORWARD_BOUND[dtype], "final_state")
+    for name, gradient in wanted[2].items():
+        assert_close(found[2][name], gradient, BACKWARD_BOUND[dtype], f"gradient of {name}")
+
+
+@served
+@pytest.mark.parametrize("length", LENGTHS)
+def test_matches_the_reference(case: Case, backend: str, length: int) -> None:
+    for variant, options in enumerate(case.variants):
+        wanted = expected(case.name, variant, length, torch.float32)
+        drawn = case.draw(length, dtype=torch.float32)
+        _compare(gradients(case, drawn, reset=draw_reset(length), backend=backend, **options), wanted, torch.float32)
+
+
+@served
+def test_serves_other_dtypes(case: Case, backend: str) -> None:
+    for dtype in case.dtypes:
+        if dtype == torch.float32 or backend not in backends(case, dtype):
+            continue
+        drawn = case.draw(65, dtype=dtype)
+        found = gradients(case, drawn, reset=draw_reset(65), backend=backend, **case.variants[0])
+        first = next(drawn[name] for name in case.sequences)
+        assert found[0].dtype == first.dtype
+        assert found[1].dtype == drawn["initial_state"].dtype
+        _compare(found, expected(case.name, 0, 65, dtype), dtype)
+
+
+@served
+def test_runs_without_state_and_reset(case: Case, backend: str) -> None:
+    for options in case.variants:
+        drawn = case.draw(33, dtype=torch.float32)
+        del drawn["initial_state"]
+        found = gradients(case, drawn, backend=backend, **options)
+        exact = {name: cast(t, torch.float64) for name, t in drawn.items()}
+        _compare(found, gradients(case, exact, backend="reference", **options), torch.float32)
+
+
+@served
+def test_gradients_of_both_orders(case: Case, backend: str) -> None:
+    _doubles(case, backend)
+    for options in case.variants:
+        drawn = case.draw(4)
+        leaves = [t.requires_grad_() for t in drawn.values()]
+        reset = torch.tensor([[False, False, True, False], [True, False, False, False]])
+
+        def call(*tensors: Tensor, names=tuple(drawn), reset=reset, options=options) -> tuple[Tensor, Tensor]:
+            return run(case, dict(zip(names, tensors, strict=True)), reset=reset, backend=backend, **options)
+
+        assert torch.autograd.gradcheck(call, leaves)
+        assert torch.autograd.gradgradcheck(call, leaves)
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the arguments with which an op of this package was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "scanweave":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@served
+def test_opcheck(case: Case, backend: str) -> None:
+    drawn = {name: t.requires_grad_() for name, t in case.draw(9, dtype=torch.float32).items()}
+    with _Recorder() as recorder:
+        y, final = run(case, drawn, reset=draw_reset(9), backend=backend)
+        (y.abs().sum() + final.abs().sum()).backward()
+    assert len(recorder.calls) == 2
+    for op, args in recorder.calls:
+        # The backward op is differentiated through the forward one, never itself.
+        grad = not op.name().endswith("_backward")
+        fresh = [
+            a.detach().clone().requires_grad_(grad and a.requires_grad) if isinstance(a, Tensor) else a for a in args
+        ]
+        torch.library.opcheck(op, tuple(fresh))
+
+
+@served
+@pytest.mark.parametrize("cut", [1, 40])
+def test_state_carries_over_a_split(case: Case, backend: str, cut: int) -> None:
+    length, reset = 65, draw_reset(65)
+    for options in case.variants:
+        first, second = slice(None, cut), slice(cut, None)
+        if options.get("reverse"):
+            first, second = slice(length - cut, None), slice(None, length - cut)
+
+        def halves(reset=reset, first=first, second=second, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            options = {k: v for k, v in kwargs.items() if k not in names}
+            state, parts = kwargs["initial_state"], []
+            for part in (first, second):
+                piece = {
+                    n: kwargs[n][:, part] if n in case.sequences and kwargs[n].shape[1] > 1 else kwargs[n] for n in names
+                }
+                y, state = case.call(**{**piece, "initial_state": state}, reset=reset[:, part], **options)
+                parts.append(y)
+            return torch.cat(parts[::-1] if options.get("reverse") else parts, 1), state
+
+        drawn = case.draw(length, dtype=torch.float32)
+        names = list(drawn)
+        split = Case(case.name, case.op, halves, case.inputs, case.sequences, case.extreme)
+        whole = gradients(case, drawn, reset=reset, backend=backend, **options)
+        _compare(gradients(split, drawn, backend=backend, **options), whole, torch.float32)
+
+
+@served
+def test_reset_equals_separate_calls(case: Case, backend: str) -> None:
+    length, cut = 40, 17
+    for options in case.variants:
+        drawn = case.draw(length, dtype=torch.float32)
+        del drawn["initial_state"]
+        reverse = options.get("reverse", False)
+        reset = torch.zeros(2, length, dtype=torch.bool)
+        reset[:, cut - 1 if reverse else cut] = True
+        y, _ = run(case, drawn, reset=reset, backend=backend, **options)
+        for part in (slice(None, cut), slice(cut, None)):
+            piece = {
+                n: t[:, part] if n in case.sequences and t.shape[1] > 1 else t for n, t in drawn.items()
+            }
+            alone, _ = run(case, piece, backend=backend, **options)
+            assert_close(y[:, part], alone, FORWARD_BOUND[torch.float32], f"y over {part}")
+
+
+@served
+def test_nothing_leaks_over_a_reset(case: Case, backend: str) -> None:
+    drawn = case.draw(20, dtype=torch.float32)
+    reset = torch.zeros(2, 20, dtype=torch.bool)
+    reset[:, 10] = True
+    clean, _ = run(case, drawn, reset=reset, backend=backend)
+    for name in case.sequences - {"a"}:
+        spoilt = {**drawn, name: drawn[name].clone()}
+        spoilt[name][:, 4] = torch.nan
+        y, final = run(case, spoilt, reset=reset, backend=backend)
+        assert torch.isfinite(final).all(), name
+        assert torch.equal(y[:, 10:], clean[:, 10:]), name
+
+
+@served
+def test_honours_strides(case: Case, backend: str) -> None:
+    drawn = case.draw(37, dtype=torch.float32)
+    plain = gradients(case, drawn, reset=draw_reset(37), backend=backend)
+
+    def spread(t: Tensor) -> Tensor:
+        return torch.stack([t, torch.full_like(t, 9)], -1)[..., 0]
+
+    def turned(t: Tensor) -> Tensor:
+        return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+    for view in (spread, turned):
+        leaves = {name: view(t).detach().requires_grad_() for name, t in drawn.items()}
+        y, final = run(case, leaves, reset=view(draw_reset(37)), backend=backend)
+        assert torch.equal(y, plain[0])
+        assert torch.equal(final, plain[1])
+        # The gradient of a sum is an expanded scalar: all its strides are zero.
+        found = torch.autograd.grad(y.real.sum() + final.real.sum(), list(leaves.values()))
+        leaves = {name: t.clone().requires_grad_() for name, t in drawn.items()}
+        y, final = run(case, leaves, reset=draw_reset(37), backend=backend)
+        wanted = torch.autograd.grad((y, final), list(leaves.values()), (torch.ones_like(y), torch.ones_like(final)))
+        for one, other in zip(found, wanted, strict=True):
+            assert_close(one, other, 1e-6, "gradient")
+
+
+@served
+def test_serves_an_expanded_batch(case: Case, backend: str) -> None:
+    one = case.draw(21, batch=1, dtype=torch.float32)
+    many = {
+        n: t.expand(3, *t.shape[1:]) if n in case.sequences | case.batched else t for n, t in one.items()
+    }
+    y, final = run(case, many, backend=backend)
+    alone, state = run(case, one, backend=backend)
+    for i in range(3):
+        assert_close(y[i : i + 1], alone, 1e-6, "y")
+        assert_close(final[i : i + 1], state, 1e-6, "final_state")
+
+
+@served
+def test_extreme_gates(case: Case, backend: str) -> None:
+    for options in case.variants:
+        exact = case.extreme(torch.Generator().manual_seed(3), 2, 200)
+        exact = {name: cast(cast(t, torch.float32), torch.float64) for name, t in exact.items()}
+        wanted = gradients(case, exact, backend="reference", **options)
+        drawn = {name: cast(t, torch.float32) for name, t in exact.items()}
+        found = gradients(case, drawn, backend=backend, **options)
+        assert all(torch.isfinite(t).all() for t in (found[0], found[1], *found[2].values()))
+        _compare(found, wanted, torch.float32)
+
+
+@served
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+def test_compiles_without_a_break(case: Case, backend: str) -> None:
+    drawn, reset = case.draw(12, dtype=torch.float32), draw_reset(12)
+    plain = gradients(case, drawn, reset=reset, backend=backend)
+    torch.compiler.reset()
+    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager")
+    twin = Case(case.name, case.op, compiled, case.inputs, case.sequences, case.extreme)
+    found = gradients(twin, drawn, reset=reset, backend=backend)
+    for one, other in zip((*found[:2], *found[2].values()), (*plain[:2], *plain[2].values()), strict=True):
+        assert_close(one, other, 1e-6, "compiled")
+
+
+@served
+def test_exports_with_a_free_length(case: Case, backend: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, tensors: Tensors, reset: Tensor) -> tuple[Tensor, Tensor]:
+            return run(case, tensors, reset=reset, backend=backend)
+
+    time = torch.export.Dim("time", min=2)
+    drawn = case.draw(12, dtype=torch.float32)
+    free = {n: {1: time} if n in case.sequences and t.shape[1] > 1 else {} for n, t in drawn.items()}
+    program = torch.export.export(Module(), (drawn, draw_reset(12)), dynamic_shapes=(free, {1: time}))
+    longer = case.draw(29, dtype=torch.float32)
+    y, final = program.module()(longer, draw_reset(29))
+    wanted = run(case, longer, reset=draw_reset(29), backend=backend)
+    assert torch.equal(y, wanted[0])
+    assert torch.equal(final, wanted[1])
+
+
+@served
+def test_vmap_over_sequences(case: Case, backend: str) -> None:
+    rows = [case.draw(11, seed=seed, dtype=torch.float32) for seed in range(3)]
+    mapped = [n for n in rows[0] if n in case.sequences | case.batched]
+    stacked = {n: torch.stack([r[n] for r in rows], -1) for n in mapped}
+    shared = {n: t for n, t in rows[0].items() if n not in mapped}
+    y, final = torch.vmap(
+        lambda t: run(case, {**shared, **t}, reset=draw_reset(11), backend=backend), in_dims=-1, out_dims=0
+    )(stacked)
+    for i, row in enumerate(rows):
+        wanted = run(case, {**row, **shared}, reset=draw_reset(11), backend=backend)
+        assert_close(y[i], wanted[0], 1e-6, "y")
+        assert_close(final[i], wanted[1], 1e-6, "final_state")
+
+
+@served
+def test_threads_do_not_change_a_bit(case: Case, backend: str) -> None:
+    drawn, before = case.draw(1000, batch=3, dtype=torch.float32), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            y, final, grads = gradients(case, drawn, reset=draw_reset(1000, 3), backend=backend)
+            found.append([y, final, *grads.values()])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "kind", "message"),
+    [pytest.param(case, *mistake[1:], id=f"{case.name}-{mistake[0]}") for case in CASES.values() for mistake in case.mistakes],
+)
+def test_names_what_is_wrong(case: Case, change: Any, kind: type[Exception], message: str) -> None:
+    drawn = case.draw(8, dtype=torch.float32)
+    with pytest.raises(kind, match=message):
+        run(case, {**drawn, **change(drawn)})
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_forced_backend_is_the_one_that_runs(case: Case) -> None:
+    drawn = case.draw(8, dtype=torch.float32)
+    with use_backend("triton") if "triton" not in backends(case) else pytest.raises(BackendError, match="no such"):
+        if "triton" in backends(case):
+            run(case, drawn, backend="no such")
+        else:
+            with pytest.raises(BackendError, match="'triton' cannot serve"):
+                run(case, drawn)
