@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from timm.layers import DropPath, Mlp, SwiGLU, calculate_drop_path_rates
+from timm.layers import DropPath, Mlp, SwiGLU
 from torch import Tensor, nn
 
 from .errors import ConfigError
@@ -193,7 +193,7 @@ class Stack(nn.Module):
             return create_mixer(mixer, dim) if isinstance(mixer, str) else mixer(dim)
 
         self.dim = dim
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(
                 dim,
                 Bidirectional(build(), build()) if bidirectional else build(),
@@ -203,7 +203,7 @@ class Stack(nn.Module):
                 dropout=dropout,
                 drop_path=rate,
             )
-            for rate in calculate_drop_path_rates(drop_path, depth)
+            for rate in torch.linspace(0, drop_path, depth).tolist()
         )
         self.norm = make_norm(norm, dim)
 
@@ -258,7 +258,5 @@ class Stack(nn.Module):
         if state is None:
             return (None,) * len(self.blocks)
         if len(state) != len(self.blocks):
-            raise ValueError(
-                f"Stack: state has {len(state)} entries, expected one for each of {len(self.blocks)} blocks"
-            )
+            raise ValueError(f"Stack: state has {len(state)} entries, expected {len(self.blocks)}: one a block")
         return state

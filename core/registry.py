@@ -30,15 +30,10 @@ class Mixer(nn.Module, ABC):
     Args:
         dim: Features of the input and of the output.
         state_shapes: For each tensor of the state its name and its shape without the batch axis, in order.
-
-    Raises:
-        ConfigError: dim is not positive.
     """
 
     def __init__(self, dim: int, state_shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__()
-        if dim < 1:
-            raise ConfigError(f"{type(self).__name__}: dim is {dim}, expected at least 1")
         self.dim = dim
         self.state_shapes = state_shapes
 
@@ -209,7 +204,8 @@ def create_mixer(name: str, dim: int, **kwargs: Any) -> Mixer:
         The mixer, freshly initialised.
 
     Raises:
-        ConfigError: The name or an argument is unknown; the message gives those that are known and the nearest.
+        ConfigError: The name or an argument is unknown (the message gives those that are known and the nearest), or dim
+            is not positive.
 
     Example:
         >>> from scanweave.core import create_mixer
@@ -220,9 +216,10 @@ def create_mixer(name: str, dim: int, **kwargs: Any) -> Mixer:
     accepted = [argument.name for argument in _arguments(cls)]
     for key in kwargs:
         if key not in accepted:
-            raise ConfigError(
-                f"mixer {name!r} has no argument {key!r}{nearest(key, accepted)}; it takes {', '.join(accepted) or 'none'}"
-            )
+            known = ", ".join(accepted) or "none"
+            raise ConfigError(f"mixer {name!r} has no argument {key!r}{nearest(key, accepted)}; it takes {known}")
+    if dim < 1:
+        raise ConfigError(f"mixer {name!r}: dim is {dim}, expected at least 1")
     return cls(dim, **kwargs)  # type: ignore[call-arg]
 
 

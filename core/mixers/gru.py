@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +12,19 @@ from ..registry import Mixer, State, register_mixer
 
 
 class TorchRNN(Mixer):
-    """A one-layer recurrent network of PyTorch's, of width dim.
+    """A one-layer recurrent network of PyTorch's, of width dim, in the dtype of its weights whatever autocast says.
 
     The weights have the names and initial values of :mod:`torch.nn`'s layer, whose own module torch.compile refuses.
 
     Args:
         dim: Features of the input and of the output.
-        layer: The torch.nn layer to take names and initial values from.
+        layer: The torch.nn layer, of width dim, to take the weights from.
         states: The names of its state's tensors.
     """
 
-    def __init__(self, dim: int, layer: type[nn.RNNBase], states: tuple[str, ...]) -> None:
+    def __init__(self, dim: int, layer: nn.RNNBase, states: tuple[str, ...]) -> None:
         super().__init__(dim, state_shapes=dict.fromkeys(states, (dim,)))
-        for name, parameter in layer(dim, dim).named_parameters():
+        for name, parameter in layer.named_parameters():
             self.register_parameter(name, parameter)
 
     @abstractmethod
@@ -38,28 +39,30 @@ class TorchRNN(Mixer):
         """Run the layer between resets; the state is the layer's, without its axis of layers."""
         dtype = self.weights[0].dtype
         x, parts = x.to(dtype), tuple(part.to(dtype) for part in state)
-        if torch.compiler.is_compiling():
-            y, parts = self._unroll(x, parts, reset)
-        else:
-            y, parts = self._run_pieces(x, parts, reset)
+        # Autocast's bfloat16 LSTM on a CPU fails inside oneDNN.
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.compiler.is_compiling():
+                y, parts = self._unroll(x, parts, reset)
+            else:
+                y, parts = self._run_pieces(x, parts, reset)
         return y, tuple(part.to(before.dtype) for part, before in zip(parts, state, strict=True))
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """The layer's parameters, in the order that PyTorch's functions take them."""
-        return self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+        return tuple(self.parameters())
 
     def _run_pieces(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         cuts = [] if reset is None else reset.any(0).nonzero().flatten().tolist()
         bounds = [0, *(cut for cut in cuts if cut > 0), x.shape[1]]
         outputs = []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             y, state = self.run(x[:, start:stop], state if reset is None else _restart(state, reset[:, start]))
             outputs.append(y)
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
 
     def _unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
-        # Where the fused layer is traced its gradient is lost to a graph of mkldnn's (LSTM) or unrolled anyway (GRU).
+        # Traced, torch.gru is unrolled by PyTorch anyway and torch.lstm has no gradient on a CPU (an oneDNN node).
         outputs = []
         for t, x_t in enumerate(x.unbind(1)):
             state = self.cell(x_t, state if reset is None else _restart(state, reset[:, t]))
@@ -82,7 +85,7 @@ class GRU(TorchRNN):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, nn.GRU, ("h",))
+        super().__init__(dim, nn.GRU(dim, dim), ("h",))
 
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run torch.gru."""

@@ -23,7 +23,7 @@ class LSTM(TorchRNN):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, nn.LSTM, ("h", "c"))
+        super().__init__(dim, nn.LSTM(dim, dim), ("h", "c"))
 
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run torch.lstm."""

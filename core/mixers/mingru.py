@@ -47,7 +47,9 @@ class MinRNN(Mixer):
 
 @register_mixer("mingru")
 class MinGRU(MinRNN):
-    """GRU with gates that see the input alone: ``h_t = (1 - z_t) * h_{t-1} + z_t * g(W_h x_t)``, ``z = sigmoid(W_z x)``.
+    """GRU with a gate that sees the input alone.
+
+    ``h_t = (1 - z_t) * h_{t-1} + z_t * g(W_h x_t)``, ``z = sigmoid(W_z x)``
 
     Args:
         dim: Features of the input and of the output.
