@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -105,8 +106,8 @@ class Aligner:
             raise DataError(
                 f"{self.table.name}: {self._where(rows, at + 1, show)}: found the same time as in "
                 f"{self.table.row(int(rows.origin[at]))} ({int(same.sum())} such rows), expected each time once; "
-                f"pass --data.duplicates (keep_first, keep_last, mean, sum){several}; local times around a clock change "
-                "need --data.timezone"
+                f"pass --data.duplicates (keep_first, keep_last, mean, sum){several}; local times around a "
+                "clock change need --data.timezone"
             )
         logger.warning("%s: %d rows of a time already seen; %s of each group used", self.table.name, same.sum(), policy)
         first, last = np.r_[True, ~same], np.r_[~same, True]
@@ -131,8 +132,8 @@ class Aligner:
         index = show.index(rows.times[bounds[longest] : bounds[longest + 1]])
         if len(index) < 2:
             raise DataError(
-                f"{self.table.name}: found {len(index)} row in the longest series, expected at least two to tell the step "
-                "between rows (or pass --data.freq), and lookback + horizon for training"
+                f"{self.table.name}: found {len(index)} row in the longest series, expected at least two to tell "
+                "the step between rows (or pass --data.freq), and lookback + horizon for training"
             )
         assert isinstance(index, pd.DatetimeIndex)
         return infer_freq(index)
@@ -144,7 +145,7 @@ class Aligner:
             )
         bounds = rows.starts()
         parts = []
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             bins = pd.DataFrame(rows.values[low:high], index=calendar.index(rows.times[low:high])).resample(
                 calendar.freq
             )
@@ -164,7 +165,7 @@ class Aligner:
             if regular.all():
                 return rows
         parts, spans, missing = [], [], 0
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             times = rows.times[low:high]
             if calendar.fixed_step and (times[-1] - times[0]) // calendar.fixed_step > 20 * len(times) + 1000:
                 self._refuse_step(rows, low + 1 + int(np.diff(times).argmax()), calendar)
@@ -195,8 +196,8 @@ class Aligner:
     def _refuse_step(self, rows: Rows, at: int, calendar: Calendar) -> None:
         how = "given" if self.options.freq else "found in most rows"
         raise DataError(
-            f"{self.table.name}: {self._where(rows, at, calendar)}, column {self.table.time!r}: found a time off the step "
-            f"{calendar.freq or '1'!r} {how}, expected regular times; pass --data.freq, or --data.freq with "
+            f"{self.table.name}: {self._where(rows, at, calendar)}, column {self.table.time!r}: found a time off the "
+            f"step {calendar.freq or '1'!r} {how}, expected regular times; pass --data.freq, or --data.freq with "
             "--data.resample mean to average over steps, or --data.timezone if clocks were changed"
         )
 
@@ -224,7 +225,7 @@ class Aligner:
         if not self.columns.known:
             return lengths
         empty = np.isnan(rows.values[:, : len(self.columns.targets)]).all(1)
-        for i, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for i, (low, high) in enumerate(pairwise(bounds)):
             present = np.flatnonzero(~empty[low:high])
             lengths[i] = present[-1] + 1 if len(present) else 0
         return lengths
@@ -263,8 +264,8 @@ class Aligner:
     def _refuse_missing(self, rows: Rows, calendar: Calendar, wanted: np.ndarray, advice: str) -> None:
         at, column = np.argwhere(wanted)[0]
         raise DataError(
-            f"{self.table.name}: {self._where(rows, at, calendar)}, column {self.columns.values[column]!r}: found no value "
-            f"({int(wanted.sum())} such cells), expected a number in every row; {advice}"
+            f"{self.table.name}: {self._where(rows, at, calendar)}, column {self.columns.values[column]!r}: found no "
+            f"value ({int(wanted.sum())} such cells), expected a number in every row; {advice}"
         )
 
 

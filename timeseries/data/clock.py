@@ -181,5 +181,5 @@ def infer_freq(index: pd.DatetimeIndex) -> str:
     if days == 1 and len(index) > 7 and (local.dayofweek < 5).all():
         return "B"
     if days == int(days):
-        return f"{int(days)}D"
+        return "D" if days == 1 else f"{int(days)}D"
     return pd.tseries.frequencies.to_offset(step).freqstr

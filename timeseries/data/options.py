@@ -25,8 +25,8 @@ class ReadOptions:
         time: Time column; by default one named date, time, ..., else the first.
         target: Column or columns to forecast; may be left out where one numeric column is left.
         id: Column that tells the series of a long table apart.
-        features: ``S`` reads the targets alone, ``MS`` the other numeric columns as past covariates too, ``M`` forecasts
-            every numeric column.
+        features: ``S`` reads the targets alone, ``MS`` the other numeric columns as past covariates too, ``M``
+            forecasts every numeric column.
         known: Columns whose values are known in the future as well (numeric).
         delimiter: Character between two cells.
         decimal: Decimal sign, ``.`` or ``,``.

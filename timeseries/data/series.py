@@ -93,8 +93,8 @@ class SeriesSet:
         if self.columns.known and given.min() < horizon:
             s = int(given.argmin())
             raise DataError(
-                f"{self.source}: {self.label(s)} has {given[s]} rows after its last target, expected {horizon} (horizon): "
-                f"rows with a time, an empty target and values of {', '.join(self.columns.known)}"
+                f"{self.source}: {self.label(s)} has {given[s]} rows after its last target, expected {horizon} "
+                f"(horizon): rows with a time, an empty target and values of {', '.join(self.columns.known)}"
             )
         width = lookback + horizon
         past = ends[:, None] + np.arange(-lookback, 0)

@@ -79,10 +79,10 @@ def sniff(path: Path, options: ReadOptions) -> Dialect:
         raise DataError(f"{path}: no encoding {encoding!r}; --data.encoding takes names like utf-8, latin-1") from None
     if len(text) == _SAMPLE_BYTES:
         text = text[: text.rfind("\n") + 1] or text
+    if not text.strip():
+        raise DataError(f"{path}: only blank rows found; expected a header row and data rows")
     delimiter = options.delimiter or _find_delimiter(path, text)
     rows = [row for row in _rows(text, delimiter) if any(cell.strip() for cell in row)]
-    if not rows:
-        raise DataError(f"{path}: only blank rows found; expected a header row and data rows")
     decimal, thousands = _find_signs(path, rows[1:], options)
     header = tuple(name.strip() or f"Unnamed: {i}" for i, name in enumerate(rows[0]))
     dialect = Dialect(encoding, delimiter, decimal, thousands, header)

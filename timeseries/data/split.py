@@ -112,7 +112,8 @@ def _by_months(series: SeriesSet) -> np.ndarray:
     edges = np.cumsum([0, *(days * per_day for days in _ETT_DAYS)])
     if series.lengths.min() < edges[-1]:
         raise DataError(
-            f"{series.source}: split 'ett' needs {edges[-1]} rows (20 months of 30 days), found {series.lengths.min()}; use ratio"
+            f"{series.source}: split 'ett' needs {edges[-1]} rows (20 months of 30 days), "
+            f"found {series.lengths.min()}; use ratio"
         )
     return np.tile(edges, (len(series), 1))
 
@@ -155,13 +156,15 @@ def _check_part(series: SeriesSet, split: Split, part: str, ratios: Sequence[flo
             "move the dates" if ratios is None else f"{shortest(split.lookback, split.horizon, ratios)} rows would do"
         )
         raise DataError(
-            f"{series.source}: {series.label(longest)} has {series.lengths[longest]} rows, too few for one {part} window "
-            f"of lookback {split.lookback} + horizon {split.horizon} = {need} rows; {advice}, or a shorter lookback or horizon"
+            f"{series.source}: {series.label(longest)} has {series.lengths[longest]} rows, too few for one {part} "
+            f"window of lookback {split.lookback} + horizon {split.horizon} = {need} rows; {advice}, or a "
+            "shorter lookback or horizon"
         )
     listed = ", ".join(f"{series.names[s]} ({series.lengths[s]} rows)" for s in short[:3])
     logger.warning(
         "%s: %d of %d series are too short for a %s window of %d + %d rows and are left out of it: %s%s",
-        series.source, len(short), len(series), part, split.lookback, split.horizon, listed, ", ..." if len(short) > 3 else "",
+        series.source, len(short), len(series), part, split.lookback, split.horizon, listed,
+        ", ..." if len(short) > 3 else "",
     )  # fmt: skip
 
 

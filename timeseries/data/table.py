@@ -70,9 +70,8 @@ class Columns:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Columns:
         """Rebuild from plain values, lists in place of tuples."""
-        return cls(
-            **{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
-        )
+        targets, covariates, known = (tuple(values[part]) for part in ("targets", "covariates", "known"))
+        return cls(values["time"], values["id"], targets, covariates, known)
 
 
 def load_table(source: str | Path | pd.DataFrame, options: ReadOptions) -> Table:
@@ -116,9 +115,9 @@ def _from_file(path: Path, options: ReadOptions) -> Table:
         raise DataError(f"{path}: row 1: column {repeated[0]!r} stands there twice; names must differ")
     time = options.time or _guess_time(path, dialect.header)
     # Read as text: pandas would take 01.02.2020 for a number where the point groups thousands, and 007 for 7.
-    texts = {name: str for name in (time, options.id) if name is not None}
+    texts = [name for name in (time, options.id) if name is not None]
     frame = _parse(path, dialect, texts)
-    frame = _without_unnamed(path, frame, keep=time)
+    frame = _ungrouped(_without_unnamed(path, frame, keep=time), dialect, texts)
     table = Table(str(path), frame, time, 2)
     table.has(time, "time")
     frame = frame.dropna(how="all")
@@ -133,7 +132,7 @@ def _guess_time(path: Path, header: tuple[str, ...]) -> str:
     return next((lower[name] for name in _TIME_NAMES if name in lower), header[0])
 
 
-def _parse(path: Path, dialect: Dialect, texts: dict[str, type]) -> pd.DataFrame:
+def _parse(path: Path, dialect: Dialect, texts: list[str]) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -143,9 +142,9 @@ def _parse(path: Path, dialect: Dialect, texts: dict[str, type]) -> pd.DataFrame
                 names=list(dialect.header),
                 header=0,
                 decimal=dialect.decimal,
-                thousands=dialect.thousands,
+                thousands=dialect.thousands if (dialect.thousands or "").isascii() else None,
                 encoding=dialect.encoding,
-                dtype=texts,  # type: ignore[arg-type]
+                dtype=dict.fromkeys(texts, str),
                 index_col=False,
                 skip_blank_lines=False,
                 skipinitialspace=True,
@@ -162,6 +161,20 @@ def _parse(path: Path, dialect: Dialect, texts: dict[str, type]) -> pd.DataFrame
         raise DataError(
             f"{path}: no {dialect.encoding} text ({error}); pass --data.encoding (latin-1, utf-16)"
         ) from error
+
+
+def _ungrouped(frame: pd.DataFrame, dialect: Dialect, texts: list[str]) -> pd.DataFrame:
+    """Read numbers grouped by a sign that pandas does not take, as it wants one byte: the no-break spaces."""
+    if dialect.thousands is None or dialect.thousands.isascii():
+        return frame
+    for name in frame.columns.difference(texts):
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            plain = frame[name].str.replace(dialect.thousands, "").str.replace(dialect.decimal, ".")
+            numbers = pd.to_numeric(plain, errors="coerce")
+            # A cell that is no number leaves its column as text, to be named with its row.
+            if (numbers.isna() == plain.isna()).all():
+                frame[name] = numbers
+    return frame
 
 
 def _without_unnamed(path: Path, frame: pd.DataFrame, keep: str) -> pd.DataFrame:
@@ -218,7 +231,8 @@ def assign_columns(table: Table, options: ReadOptions) -> Columns:
 
 def _numeric(table: Table, skip: list[str]) -> list[str]:
     """The columns of numbers, and those in which numbers are the rule (their other cells are then errors)."""
-    found, dropped = [], []
+    found: list[str] = []
+    dropped: list[str] = []
     for name in table.frame.columns:
         if name in skip:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from zoneinfo import ZoneInfoNotFoundError
 
@@ -10,13 +11,18 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import ConfigError, DataError
-from .options import ReadOptions, logger
+from .options import ReadOptions, TimeUnit, logger
 from .table import Table
 
 _OFFSET = re.compile(r"\d:\d\d(?::\d\d(?:[.,]\d+)?)?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)\s*$")
 _DAY_MONTH = re.compile(r"^\s*(\d{1,2})([/.\-])(\d{1,2})[/.\-](\d{4}|\d{2})(?!\d)")
 _ISO = re.compile(r"^\s*\d{4}-\d\d(-\d\d([ T]\d\d:\d\d|\s*$)|\s*$)")
-_UNITS = {"s": (1e8, 1e11), "ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 1e19)}
+_UNITS: dict[TimeUnit, tuple[float, float]] = {
+    "s": (1e8, 1e11),
+    "ms": (1e11, 1e14),
+    "us": (1e14, 1e17),
+    "ns": (1e17, 1e19),
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def parse_times(table: Table, options: ReadOptions, series: np.ndarray) -> Times
 
 
 def _all_digits(column: pd.Series) -> pd.Series | None:
-    if not re.fullmatch(r"\s*-?\d+(\.\d*)?\s*", str(column.iloc[0])):
+    if not re.fullmatch(r"\s*[+-]?\d+(\.\d*)?([eE]\+?\d+)?\s*", str(column.iloc[0])):
         return None
     numbers = pd.to_numeric(column, errors="coerce")
     return None if numbers.isna().any() else numbers
@@ -82,7 +88,7 @@ def _from_numbers(table: Table, numbers: pd.Series, options: ReadOptions) -> Tim
     middle = float(numbers.abs().median())
     whole = bool((numbers == np.floor(numbers)).all())
     if unit is None:
-        unit = next((name for name, (low, high) in _UNITS.items() if low <= middle < high), None)  # type: ignore[assignment]
+        unit = next((name for name, (low, high) in _UNITS.items() if low <= middle < high), None)
         if unit is not None:
             example = pd.to_datetime(numbers.iloc[0], unit=unit)
             logger.warning(
@@ -100,15 +106,16 @@ def _from_numbers(table: Table, numbers: pd.Series, options: ReadOptions) -> Tim
         if not whole:
             at = numbers.index[numbers != np.floor(numbers)][0]
             raise DataError(
-                f"{table.name}: {table.row(at)}, column {table.time!r}: found {numbers[at]}, expected a time or a whole "
-                "number of steps; pass --data.time_unit (s, ms, us, ns) for times since 1970"
+                f"{table.name}: {table.row(at)}, column {table.time!r}: found {numbers[at]}, expected a time or a "
+                "whole number of steps; pass --data.time_unit (s, ms, us, ns) for times since 1970"
             )
         return Times(numbers.to_numpy().astype(np.int64), None, steps=True)
     stamps = pd.to_datetime(numbers, unit=unit, utc=True, errors="coerce")
     if stamps.isna().any():
         at = stamps.index[stamps.isna()][0]
         raise DataError(
-            f"{table.name}: {table.row(at)}, column {table.time!r}: found {numbers[at]}, out of range as {unit} since 1970"
+            f"{table.name}: {table.row(at)}, column {table.time!r}: found {numbers[at]}, out of range as {unit} "
+            "since 1970"
         )
     # Numbers since 1970 are moments in UTC; without a wish for a zone they are given back without one.
     return stamps if options.timezone else stamps.dt.tz_localize(None)
@@ -122,7 +129,10 @@ def _from_text(table: Table, text: pd.Series, options: ReadOptions) -> pd.Series
         stamps = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=zoned)
     else:
         dayfirst = _day_first(table, text, options) if _DAY_MONTH.match(first) else bool(options.dayfirst)
-        stamps = pd.to_datetime(text, dayfirst=dayfirst, errors="coerce", utc=zoned)
+        with warnings.catch_warnings():
+            # Where pandas sees no form in the first row, it reads each row by itself, which is what is wanted.
+            warnings.filterwarnings("ignore", "Could not infer format")
+            stamps = pd.to_datetime(text, dayfirst=dayfirst, errors="coerce", utc=zoned)
         odd = stamps.isna()
         # The first row's form rules; rows of another form (no clock time at midnight) are read one by one.
         if odd.any():
@@ -159,8 +169,9 @@ def _single_offset(table: Table, text: pd.Series, offsets: pd.Series | None) -> 
     if other.any():
         at = text.index[other][0]
         raise DataError(
-            f"{table.name}: {table.row(at)}, column {table.time!r}: the offset from UTC changes from {offsets.iloc[0]} to "
-            f"{offsets[at]}; name the zone the times belong to, such as --data.timezone Europe/Berlin (or UTC)"
+            f"{table.name}: {table.row(at)}, column {table.time!r}: the offset from UTC changes from "
+            f"{offsets.iloc[0]} to {offsets[at]}; name the zone of the times, "
+            "such as --data.timezone Europe/Berlin (or UTC)"
         )
     offset = str(offsets.iloc[0])
     if offset in ("Z", "UTC", "GMT") or not offset[1:].replace(":", "").strip("0"):
