@@ -90,7 +90,7 @@ class GRU(TorchRNN):
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run torch.gru."""
         (h,) = state
-        y, h = torch.gru(x, h.unsqueeze(0), self.weights, True, 1, 0.0, self.training, False, True)
+        y, h = torch.gru(x, h.unsqueeze(0), self.weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
         return y, (h.squeeze(0),)
 
     def cell(self, x: Tensor, state: State) -> State:

@@ -28,7 +28,7 @@ class LSTM(TorchRNN):
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run torch.lstm."""
         h, c = (part.unsqueeze(0) for part in state)
-        y, h, c = torch.lstm(x, (h, c), self.weights, True, 1, 0.0, self.training, False, True)
+        y, h, c = torch.lstm(x, (h, c), self.weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
         return y, (h.squeeze(0), c.squeeze(0))
 
     def cell(self, x: Tensor, state: State) -> State:

@@ -89,6 +89,7 @@ def test_drop_path_grows_with_depth():
 
 def test_a_stack_compiles_to_one_graph():
     stack, x = make_stack(mixer="mamba"), draw(2, 6, DIM)
+    torch.compiler.reset()
     compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x)[0], stack(x)[0])
 

@@ -142,6 +142,7 @@ def test_compiles_to_one_graph(name):
     state = tuple(part.detach() for part in mixer(draw(2, 4, DIM))[1])
     reset = torch.zeros(2, 9, dtype=torch.bool)
     reset[1, 5] = True
+    torch.compiler.reset()
     compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
     for arguments in ((x,), (x, state, reset)):
         expected, last = mixer(*arguments)
