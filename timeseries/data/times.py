@@ -24,6 +24,9 @@ _UNITS: dict[TimeUnit, tuple[float, float]] = {
     "ns": (1e17, 1e19),
 }
 
+_MICROSECONDS: dict[TimeUnit, float] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+_YEAR_9000 = 2.2e17  # microseconds since 1970; pandas wraps around in silence beyond its range
+
 
 @dataclass(frozen=True)
 class Times:
@@ -110,13 +113,14 @@ def _from_numbers(table: Table, numbers: pd.Series, options: ReadOptions) -> Tim
                 "whole number of steps; pass --data.time_unit (s, ms, us, ns) for times since 1970"
             )
         return Times(numbers.to_numpy().astype(np.int64), None, steps=True)
-    stamps = pd.to_datetime(numbers, unit=unit, utc=True, errors="coerce")
-    if stamps.isna().any():
-        at = stamps.index[stamps.isna()][0]
+    outside = numbers.abs() * _MICROSECONDS[unit] > _YEAR_9000
+    if outside.any():
+        at = numbers.index[outside][0]
         raise DataError(
             f"{table.name}: {table.row(at)}, column {table.time!r}: found {numbers[at]}, out of range as {unit} "
             "since 1970"
         )
+    stamps = pd.to_datetime(numbers, unit=unit, utc=True)
     # Numbers since 1970 are moments in UTC; without a wish for a zone they are given back without one.
     return stamps if options.timezone else stamps.dt.tz_localize(None)
 
