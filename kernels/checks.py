@@ -35,9 +35,7 @@ def check_device(op: str, first: Tensor, others: Mapping[str, Tensor | None]) ->
     """Raise ValueError unless every tensor lies on the device of the first."""
     for name, tensor in others.items():
         if tensor is not None and tensor.device != first.device:
-            raise ValueError(
-                f"{op}: {name} is on {tensor.device}, the first tensor on {first.device}; move one of them"
-            )
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {first.device} as the first tensor")
 
 
 def check_length(op: str, name: str, tensor: Tensor) -> None:

@@ -8,6 +8,7 @@ single nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def define_op(
     saved: Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]],
     differentiable: Sequence[int],
     twice: Callable[..., tuple[Tensor | None, ...]],
+    batched: Sequence[int] = (),
     extras: int = 0,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Register ``scanweave::name`` and ``scanweave::name_backward``; every backend is reached through them.
@@ -43,6 +45,8 @@ def define_op(
         differentiable: Positions of the arguments that have a gradient.
         twice: The backward op's arguments less the backend to its results, in differentiable PyTorch: it serves where
             a gradient of the gradient is asked for (``create_graph=True``).
+        batched: Positions of the arguments whose axis 0 is the batch (or 1, shared by the batch), as is the outputs':
+            ``torch.vmap`` over these makes the batch longer.
         extras: Number of trailing outputs that only the backward op reads. Where there are any, the op's last argument
             but one is ``bool save``: call it with False; it is set where a gradient will be asked for.
 
@@ -60,11 +64,16 @@ def define_op(
     def run_backward(*args: Any) -> tuple[Tensor, ...]:
         return dispatch.kernel(name, args[-1]).backward(*args[:-1])
 
+    mapped = frozenset(batched)
+
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        def forward(*args: Any) -> tuple[Tensor, ...]:
             with torch._C._AutoDispatchBelowAutograd():
-                outputs = forward_op(*args)
+                return forward_op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
             keep = saved(args, outputs)
             ctx.save_for_backward(*(k for k in keep if isinstance(k, Tensor)))
             ctx.plain = [None if isinstance(k, Tensor) else (k,) for k in keep]
@@ -72,7 +81,10 @@ def define_op(
             ctx.backend = args[-1]
             ctx.set_materialize_grads(False)
             ctx.mark_non_differentiable(*outputs[len(outputs) - extras :])
-            return outputs
+
+        @staticmethod
+        def vmap(info: Any, dims: Sequence[int | None], *args: Any) -> Any:
+            return _fold(call, mapped, info, dims, *args)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -91,18 +103,30 @@ def define_op(
                     found[position] = gradient
             return tuple(found)
 
+    def apply(*args: Any) -> tuple[Tensor, ...]:
+        return Function.apply(*args[:-2], True, args[-1]) if extras else Function.apply(*args)
+
     def run_autograd(*args: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return Function.apply(*args[:-2], True, args[-1]) if extras else Function.apply(*args)
+            return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return forward_op(*args)
 
     _library.impl(name, run_forward, "CompositeExplicitAutograd")
     _library.impl(f"{name}_backward", run_backward, "CompositeExplicitAutograd")
     _library.impl(name, run_autograd, "Autograd")
+    torch.library.register_vmap(f"scanweave::{name}", partial(_fold, forward_op, mapped), lib=_library)
+    torch.library.register_vmap(f"scanweave::{name}_backward", partial(_each, backward_op), lib=_library)
     torch.library.register_fake(f"scanweave::{name}", fake, lib=_library)
     torch.library.register_fake(f"scanweave::{name}_backward", fake_backward, lib=_library)
-    return forward_op
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        # torch.func.grad must meet the Function itself: below the dispatcher its levels are out of reach.
+        if torch._C._are_functorch_transforms_active():
+            return apply(*args)
+        return forward_op(*args)
+
+    return call
 
 
 def gradients_of(
@@ -131,3 +155,38 @@ def gradients_of(
     )
     by_position = dict(zip(wanted, found, strict=True))
     return tuple(by_position.get(i) for i in range(len(inner)))
+
+
+def _each(op: Callable[..., tuple[Tensor, ...]], info: Any, dims: Sequence[int | None], *args: Any) -> Any:
+    """Serve ``torch.vmap`` by one call per slice."""
+    calls = [
+        op(*(a if d is None else a.select(d, i) for a, d in zip(args, dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    outputs = tuple(torch.stack(o) for o in zip(*calls, strict=True))
+    return outputs, (0,) * len(outputs)
+
+
+def _fold(
+    op: Callable[..., tuple[Tensor, ...]],
+    batched: frozenset[int],
+    info: Any,
+    dims: Sequence[int | None],
+    *args: Any,
+) -> Any:
+    """Serve ``torch.vmap`` by one call with a longer batch; where a parameter is mapped, by one call per slice."""
+    if any(d is not None and i not in batched for i, d in enumerate(dims)):
+        return _each(op, info, dims, *args)
+    count = info.batch_size
+    front = {
+        i: args[i].unsqueeze(0) if dims[i] is None else args[i].movedim(dims[i], 0)
+        for i in batched
+        if args[i] is not None
+    }
+    batch = max(t.shape[1] for t in front.values())
+    folded = list(args)
+    for i, t in front.items():
+        if dims[i] is not None or t.shape[1] > 1:
+            folded[i] = t.expand(count, batch, *t.shape[2:]).flatten(0, 1)
+    outputs = tuple(o.unflatten(0, (count, batch)) for o in op(*folded))
+    return outputs, (0,) * len(outputs)

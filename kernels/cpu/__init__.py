@@ -56,11 +56,16 @@ def library() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(built()[name])) if name else None
 
 
+@torch.compiler.assume_constant_result
+def _missing() -> bool:
+    return library() is None
+
+
 def refuses(tensor: Tensor) -> str | None:
     """Return why the C++ kernels cannot serve ``tensor``, or None."""
     if tensor.device.type != "cpu":
         return "it serves tensors on the CPU"
-    if library() is None:
+    if _missing():
         return (
             "its library was not built; install a C++ compiler (g++ or clang) and run pip install --force-reinstall "
             "--no-deps scanweave"

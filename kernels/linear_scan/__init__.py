@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..checks import COMPLEX, FLOATS, check_device, check_dtype, check_finite, check_length, check_shape, state_dtype
+from ..checks import COMPLEX, FLOATS, check_device, check_dtype, check_length, check_shape, state_dtype
 from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op
@@ -47,8 +47,8 @@ def linear_scan(
 
     Raises:
         TypeError: A dtype is not supported, or a and b differ in it.
-        ValueError: Shapes or devices do not fit, the length is 0, or (checked on the CPU, outside of torch.compile)
-            a is not finite.
+        ValueError: Shapes or devices do not fit, the length is 0, or a is not finite (seen by ``cpu``, and by
+            ``chunked`` on the CPU).
         BackendError: A forced backend cannot serve the call.
 
     Source:
@@ -71,10 +71,6 @@ def linear_scan(
         y, final = linear_scan_reference(a3, b3, h, reset, reverse)
     else:
         y, final = _op(a3, b3, h, reset, reverse, chosen)
-    # A decay that is not finite spoils all states up to the next reset; the cpu backend looks for itself.
-    looks = chosen != "cpu" and b.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and not torch.isfinite(final if reset is None else y).all():
-        check_finite("linear_scan", "a", a)
     return y.view(shape), final.view(shape[0], *shape[2:])
 
 
@@ -102,6 +98,7 @@ def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | N
             )
     check_device(op, b, {"a": a, "initial_state": initial_state, "reset": reset})
     if initial_state is not None:
+        check_dtype(op, "initial_state", initial_state, COMPLEX if b.is_complex() else FLOATS)
         check_shape(op, "initial_state", initial_state, (b.shape[0], *b.shape[2:]), "(B, ...)")
     if reset is not None:
         check_shape(op, "reset", reset, tuple(b.shape[:2]), "(B, L)")
@@ -147,6 +144,7 @@ _op = define_op(
     fake_backward=_fake_backward,
     saved=lambda args, outputs: (args[0], outputs[0], args[2], args[3], args[4]),
     differentiable=(0, 1, 2),
+    batched=(0, 1, 2, 3),
     twice=partial(gradients, _differentiable_scan),
 )
 register_kernel("linear_scan", "reference", Kernel(linear_scan_reference, None, always))

@@ -40,7 +40,8 @@ def gradients(
         da in a's shape and dtype, db (B, L, C) in y's dtype, the initial state's (B, C) in the state's dtype.
     """
     dtype = state_dtype(y.dtype)
-    decay = a.to(dtype).conj().expand(y.shape)
+    # conj_physical: torch 2.15 drops the lazy conjugation of .conj() while AOTAutograd makes its first call.
+    decay = a.to(dtype).conj_physical().expand(y.shape)
     states = y.to(dtype)
     edge = torch.zeros_like(states[:, :1]) if initial_state is None else initial_state.unsqueeze(1)
     into = torch.zeros_like(states) if dy is None else dy.to(dtype)
@@ -56,7 +57,7 @@ def gradients(
             after_starts = torch.cat([reset[:, 1:], torch.zeros_like(reset[:, :1])], 1)
     g, _ = scan(after, into, dfinal, after_starts, not reverse)
     first = -1 if reverse else 0
-    da, dinitial = g * previous.conj(), decay[:, first] * g[:, first]
+    da, dinitial = g * previous.conj_physical(), decay[:, first] * g[:, first]
     if reset is not None:
         da = da.masked_fill(reset.unsqueeze(-1), 0)
         dinitial = dinitial.masked_fill(reset[:, first, None], 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import state_dtype
+from ..checks import check_finite, state_dtype
 from .adjoint import gradients
 
 
@@ -26,6 +26,9 @@ def linear_scan_chunked(
 
     Returns:
         All states (B, L, C) in b's dtype, and the last one (B, C) in the state's dtype.
+
+    Raises:
+        ValueError: On the CPU: a state that was carried over is not finite, because a is not.
     """
     dtype = state_dtype(b.dtype)
     decay, states = a.to(dtype).expand(-1, b.shape[1], -1), b.to(dtype)
@@ -39,6 +42,9 @@ def linear_scan_chunked(
     states = _scan(decay, states, starts)
     # A state of its own: a view would keep all states alive for as long as the caller keeps the last one.
     final = states[:, -1].clone()
+    # A decay that is not finite spoils all states up to the next reset. On a GPU the look would wait for the device.
+    if b.device.type == "cpu" and not torch.isfinite(final if reset is None else states).all():
+        check_finite("linear_scan", "a", a)
     return (states.flip(1) if reverse else states).to(b.dtype).contiguous(), final
 
 

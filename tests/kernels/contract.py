@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scanweave.kernels import dispatch
 from torch import Tensor
+
+from scanweave.kernels import dispatch
 
 Tensors = dict[str, Tensor]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from scanweave.kernels import linear_scan
 
 from .contract import Case, Tensors
@@ -59,7 +60,12 @@ _MISTAKES = (
     ("a's length", lambda t: {"a": t["a"][:, 1:3]}, ValueError, "a has shape"),
     ("a's axes", lambda t: {"a": t["a"].unsqueeze(0)}, ValueError, "a has shape"),
     ("state's shape", lambda t: {"initial_state": t["b"]}, ValueError, "initial_state has shape"),
-    ("state's kind", lambda t: {"initial_state": t["b"][:, 0].to(torch.complex64)}, TypeError, "initial_state has dtype"),
+    (
+        "state's kind",
+        lambda t: {"initial_state": t["b"][:, 0].to(torch.complex64)},
+        TypeError,
+        "initial_state has dtype",
+    ),
     ("reset's shape", lambda t: {"reset": torch.zeros(2, 3, 1, dtype=torch.bool)}, ValueError, "reset has shape"),
     ("reset's dtype", lambda t: {"reset": torch.zeros(t["b"].shape[:2])}, TypeError, "reset has dtype float32"),
     ("device", lambda t: {"b": t["b"].to("meta")}, ValueError, "a is on cpu, expected meta"),

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from scanweave.kernels import BackendError, use_backend
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from scanweave.kernels import BackendError, use_backend
 
 from .contract import (
     BACKWARD_BOUND,
@@ -118,6 +119,10 @@ def test_opcheck(case: Case, backend: str) -> None:
         torch.library.opcheck(op, tuple(fresh))
 
 
+def _along_time(case: Case, tensors: Tensors, part: slice) -> Tensors:
+    return {n: t[:, part] if n in case.sequences and t.shape[1] > 1 else t for n, t in tensors.items()}
+
+
 @served
 @pytest.mark.parametrize("cut", [1, 40])
 def test_state_carries_over_a_split(case: Case, backend: str, cut: int) -> None:
@@ -132,7 +137,8 @@ def test_state_carries_over_a_split(case: Case, backend: str, cut: int) -> None:
             state, parts = kwargs["initial_state"], []
             for part in (first, second):
                 piece = {
-                    n: kwargs[n][:, part] if n in case.sequences and kwargs[n].shape[1] > 1 else kwargs[n] for n in names
+                    n: kwargs[n][:, part] if n in case.sequences and kwargs[n].shape[1] > 1 else kwargs[n]
+                    for n in names
                 }
                 y, state = case.call(**{**piece, "initial_state": state}, reset=reset[:, part], **options)
                 parts.append(y)
@@ -156,9 +162,7 @@ def test_reset_equals_separate_calls(case: Case, backend: str) -> None:
         reset[:, cut - 1 if reverse else cut] = True
         y, _ = run(case, drawn, reset=reset, backend=backend, **options)
         for part in (slice(None, cut), slice(cut, None)):
-            piece = {
-                n: t[:, part] if n in case.sequences and t.shape[1] > 1 else t for n, t in drawn.items()
-            }
+            piece = _along_time(case, drawn, part)
             alone, _ = run(case, piece, backend=backend, **options)
             assert_close(y[:, part], alone, FORWARD_BOUND[torch.float32], f"y over {part}")
 
@@ -191,8 +195,8 @@ def test_honours_strides(case: Case, backend: str) -> None:
     for view in (spread, turned):
         leaves = {name: view(t).detach().requires_grad_() for name, t in drawn.items()}
         y, final = run(case, leaves, reset=view(draw_reset(37)), backend=backend)
-        assert torch.equal(y, plain[0])
-        assert torch.equal(final, plain[1])
+        assert_close(y, plain[0], 1e-6, "y")
+        assert_close(final, plain[1], 1e-6, "final_state")
         # The gradient of a sum is an expanded scalar: all its strides are zero.
         found = torch.autograd.grad(y.real.sum() + final.real.sum(), list(leaves.values()))
         leaves = {name: t.clone().requires_grad_() for name, t in drawn.items()}
@@ -205,9 +209,7 @@ def test_honours_strides(case: Case, backend: str) -> None:
 @served
 def test_serves_an_expanded_batch(case: Case, backend: str) -> None:
     one = case.draw(21, batch=1, dtype=torch.float32)
-    many = {
-        n: t.expand(3, *t.shape[1:]) if n in case.sequences | case.batched else t for n, t in one.items()
-    }
+    many = {n: t.expand(3, *t.shape[1:]) if n in case.sequences | case.batched else t for n, t in one.items()}
     y, final = run(case, many, backend=backend)
     alone, state = run(case, one, backend=backend)
     for i in range(3):
@@ -263,13 +265,33 @@ def test_vmap_over_sequences(case: Case, backend: str) -> None:
     mapped = [n for n in rows[0] if n in case.sequences | case.batched]
     stacked = {n: torch.stack([r[n] for r in rows], -1) for n in mapped}
     shared = {n: t for n, t in rows[0].items() if n not in mapped}
-    y, final = torch.vmap(
-        lambda t: run(case, {**shared, **t}, reset=draw_reset(11), backend=backend), in_dims=-1, out_dims=0
-    )(stacked)
+    reset = draw_reset(11)
+    y, final = torch.vmap(lambda t: run(case, {**shared, **t}, reset=reset, backend=backend), in_dims=-1)(stacked)
     for i, row in enumerate(rows):
-        wanted = run(case, {**row, **shared}, reset=draw_reset(11), backend=backend)
+        wanted = run(case, {**row, **shared}, reset=reset, backend=backend)
         assert_close(y[i], wanted[0], 1e-6, "y")
         assert_close(final[i], wanted[1], 1e-6, "final_state")
+
+
+@served
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_gradients_under_vmap(case: Case, backend: str) -> None:
+    """Gradients per sample, parameters among them, equal one call per sample."""
+    rows = [case.draw(11, seed=seed, dtype=torch.float32) for seed in range(3)]
+
+    def loss(tensors: Tensors) -> Tensor:
+        y, final = run(case, tensors, backend=backend)
+        return y.abs().square().sum() + final.abs().square().sum()
+
+    stacked = {n: torch.stack([r[n] for r in rows]) for n in rows[0]}
+    found = torch.vmap(torch.func.grad(loss))(stacked)
+    whole = torch.func.grad(lambda t: torch.vmap(loss)(t).sum())(stacked)
+    for name in stacked:
+        assert_close(whole[name], found[name], 1e-6, f"gradient of {name} through vmap")
+    for i, row in enumerate(rows):
+        leaves = {n: t.clone().requires_grad_() for n, t in row.items()}
+        for name, wanted in zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True):
+            assert_close(found[name][i], wanted, 1e-5, f"gradient of {name}")
 
 
 @served
@@ -289,7 +311,11 @@ def test_threads_do_not_change_a_bit(case: Case, backend: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "change", "kind", "message"),
-    [pytest.param(case, *mistake[1:], id=f"{case.name}-{mistake[0]}") for case in CASES.values() for mistake in case.mistakes],
+    [
+        pytest.param(case, *mistake[1:], id=f"{case.name}-{mistake[0]}")
+        for case in CASES.values()
+        for mistake in case.mistakes
+    ],
 )
 def test_names_what_is_wrong(case: Case, change: Any, kind: type[Exception], message: str) -> None:
     drawn = case.draw(8, dtype=torch.float32)
@@ -298,11 +324,15 @@ def test_names_what_is_wrong(case: Case, change: Any, kind: type[Exception], mes
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_forced_backend_is_the_one_that_runs(case: Case) -> None:
+def test_a_forced_backend_serves_or_says_why(case: Case) -> None:
     drawn = case.draw(8, dtype=torch.float32)
-    with use_backend("triton") if "triton" not in backends(case) else pytest.raises(BackendError, match="no such"):
-        if "triton" in backends(case):
-            run(case, drawn, backend="no such")
-        else:
-            with pytest.raises(BackendError, match="'triton' cannot serve"):
+    serving = backends(case)
+    for name in ("cpu", "chunked", "triton"):
+        with use_backend(name):
+            if name in serving:
                 run(case, drawn)
+            else:
+                with pytest.raises(BackendError, match=f"{case.op}: backend '{name}' cannot serve"):
+                    run(case, drawn)
+    with pytest.raises(BackendError, match="names the backend 'cuda'; there are triton, cpu, chunked, reference"):
+        run(case, drawn, backend="cuda")
