@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_device, check_dtype, check_finite, check_length, check_shape, state_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
-from . import chunked
+from . import chunked, cpu
 from .chunked import CHUNK
 from .reference import selective_scan_reference
 
@@ -64,7 +65,7 @@ def selective_scan(
     Raises:
         TypeError: A dtype is not supported or does not fit u's.
         ValueError: Shapes or devices do not fit, the length is 0, ``eigenvalues`` is neither word, or (checked on the
-            CPU, outside of torch.compile) A or dt is not finite.
+            CPU, outside of torch.compile) A is not finite, or a final state is not because dt is not.
         BackendError: A forced backend cannot serve the call.
 
     Source:
@@ -96,12 +97,9 @@ def selective_scan(
         y, final = selective_scan_reference(*arguments)
     else:
         y, final, _ = _op(*arguments, False, chosen)
-    # One sum finds any non-finite entry; only then is it worth telling which tensor has it.
-    if (
-        u.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not math.isfinite((final.sum() + A.sum()).item())
-    ):
+    # One sum finds any non-finite entry; only then is it worth telling which has it. The cpu backend looks for itself.
+    looks = chosen != "cpu" and u.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not math.isfinite((final.sum() + A.sum()).item()):
         check_finite("selective_scan", "A", A)
         check_finite("selective_scan", "dt", dt)
     return y, final
@@ -180,7 +178,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, (batch, length, channels), n = state_dtype(u.dtype), u.shape, A.shape[1]
     chunks = (length + CHUNK - 1) // CHUNK
-    before = u.new_empty((batch, chunks, channels, n) if save else 0, dtype=dtype)
+    before = u.new_empty((batch, chunks, n, channels) if save else 0, dtype=dtype)
     return u.new_empty(u.shape), u.new_empty((batch, channels, n), dtype=dtype), before
 
 
@@ -231,3 +229,4 @@ _op = define_op(
 )
 register_kernel("selective_scan", "reference", Kernel(selective_scan_reference, None, always))
 register_kernel("selective_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))
+register_kernel("selective_scan", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))

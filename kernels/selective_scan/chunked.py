@@ -77,17 +77,17 @@ def forward(
     signed: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the final state and, with ``save``, the state before each chunk (B, chunks, C, N)."""
+    """Return y, the final state and, with ``save``, the state before each chunk (B, chunks, N, C)."""
     dtype = state_dtype(u.dtype)
     batch, length, channels = u.shape
     A, delta = A.to(dtype), step_size(dt, dt_bias, dt_softplus)
     h = A.new_zeros(batch, *A.shape) if initial_state is None else initial_state
     starts = range(0, length, CHUNK)
-    before = A.new_empty((batch, len(starts), *A.shape) if save else 0)
+    before = A.new_empty((batch, len(starts), *A.shape[::-1]) if save else 0)
     y = A.new_empty(u.shape)
     for k, start in enumerate(starts):
         if save:
-            before[:, k] = h
+            before[:, k] = h.mT
         part = _chunk(start, u, delta, A, B, C, reset, signed)
         states = part.inputs()
         h = _scan(part.a.unbind(0), states.unbind(0), h)
@@ -135,7 +135,8 @@ def _backward_states(
         part = _chunk(start, u, delta, A, B, C, reset, signed)
         flat, split = part.x.shape, (part.x.shape[0], batch, groups, channels // groups)
         states = part.inputs()
-        _scan(part.a.unbind(0), states.unbind(0), before[:, k])
+        first = before[:, k].mT
+        _scan(part.a.unbind(0), states.unbind(0), first)
         by_group, row = states.view(*split, n), _time_first(dread, start, dtype).view(*split[:3], 1, split[3])
         read[:, span] = torch.matmul(by_group, part.C.mT).view(flat).transpose(0, 1)
         dC[:, span] = torch.matmul(row, by_group).squeeze(3).transpose(0, 1)
@@ -146,7 +147,7 @@ def _backward_states(
         dB[:, span] = torch.matmul(part.x.view(row.shape), by_group).squeeze(3).transpose(0, 1)
         g *= part.slope
         g[1:] *= states[:-1]
-        g[0] *= before[:, k]
+        g[0] *= first
         ddelta[:, span] = (g * A).sum(-1).transpose(0, 1)
         dA += (g * _time_first(delta, start, dtype).unsqueeze(-1)).sum((0, 1))
     return dx, ddelta, dA, dB, dC, carry, read

@@ -1,0 +1,146 @@
+"""selective_scan's C++ form: everything from softplus to the gate in one pass over time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import check_finite, state_dtype
+from ..cpu import INT, POINTER, SIZE, function, pointer
+from .chunked import CHUNK
+
+_SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
+_ROWS = [POINTER, SIZE, SIZE]  # a sequence's address and its strides over batch and time
+_PROBLEM = [*_ROWS * 5, *[POINTER] * 5, *[SIZE] * 6, INT, INT]
+_FORWARD = {
+    dtype: function(f"scanweave_selective_scan_forward_{suffix}", [*_PROBLEM, *[POINTER] * 3])
+    for dtype, suffix in _SUFFIXES.items()
+}
+_BACKWARD = {
+    dtype: function(f"scanweave_selective_scan_backward_{suffix}", [*_PROBLEM, POINTER, *_ROWS, *[POINTER] * 10])
+    for dtype, suffix in _SUFFIXES.items()
+}
+_STATUS_MEMORY = 2
+
+
+def _plain(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return x in the state's dtype, contiguous from its third axis on; its strides over batch and time stay."""
+    if x is None:
+        return None
+    x = x.to(dtype)
+    expected = 1
+    for size, stride in zip(x.shape[:1:-1], x.stride()[:1:-1], strict=True):
+        if stride != expected and size != 1:
+            return x.contiguous()
+        expected *= size
+    return x
+
+
+def _rows(x: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
+
+
+class _Problem:
+    """The op's tensors in the form the C functions take; it keeps them alive while they are read."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        dt_bias: Tensor | None,
+        initial_state: Tensor | None,
+        reset: Tensor | None,
+        dt_softplus: bool,
+        signed: bool,
+    ) -> None:
+        dtype = state_dtype(u.dtype)
+        self.sequences = [_plain(x, dtype) for x in (u, dt, B, C, z)]
+        self.parameters = [None if x is None else x.to(dtype).contiguous() for x in (A, D, dt_bias, initial_state)]
+        self.reset = None if reset is None else reset.contiguous()
+        sizes = (*u.shape, B.shape[2], A.shape[1], CHUNK)
+        self.arguments = (
+            *(value for x in self.sequences for value in _rows(x)),
+            *(pointer(x) for x in self.parameters),
+            pointer(self.reset),
+            *sizes,
+            dt_softplus,
+            signed,
+        )
+
+
+def forward(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    dt_softplus: bool,
+    signed: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, the final state and the states before each chunk; as :func:`.chunked.forward`.
+
+    Raises:
+        ValueError: A is not finite, or a final state is not because dt is not.
+    """
+    dtype = state_dtype(u.dtype)
+    batch, length, channels = u.shape
+    n = A.shape[1]
+    problem = _Problem(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
+    y, final = torch.empty(u.shape, dtype=dtype), torch.empty((batch, channels, n), dtype=dtype)
+    before = torch.empty((batch, -(-length // CHUNK), n, channels) if save else 0, dtype=dtype)
+    status = _FORWARD[dtype](*problem.arguments, y.data_ptr(), final.data_ptr(), pointer(before if save else None))
+    if status == _STATUS_MEMORY:
+        raise MemoryError("selective_scan: no memory for the working set of a slice of channels")
+    if status:
+        check_finite("selective_scan", "A", A)
+        check_finite("selective_scan", "dt", dt)
+    return y.to(u.dtype), final, before
+
+
+def backward(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    dt_softplus: bool,
+    signed: bool,
+    before: Tensor,
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Compute the gradients of all tensors, recomputing the states chunk by chunk; as :func:`.chunked.backward`."""
+    dtype = state_dtype(u.dtype)
+    problem = _Problem(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
+    states, into = before.contiguous(), _plain(dy, dtype)
+    last = None if dfinal is None else dfinal.contiguous()
+    inputs = (u, dt, A, B, C, D, z, dt_bias)
+    grads = [torch.empty(0 if x is None else x.shape, dtype=dtype) for x in inputs]
+    dinitial = torch.empty((u.shape[0], *A.shape), dtype=dtype)
+    status = _BACKWARD[dtype](
+        *problem.arguments,
+        states.data_ptr(),
+        *_rows(into),
+        pointer(last),
+        *(pointer(None if x is None else g) for x, g in zip(inputs, grads, strict=True)),
+        dinitial.data_ptr(),
+    )
+    if status:
+        raise MemoryError("selective_scan: no memory for the working set of the backward pass")
+    return *(g if x is None else g.to(x.dtype) for x, g in zip(inputs, grads, strict=True)), dinitial
