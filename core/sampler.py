@@ -6,6 +6,7 @@ A run that is stopped and resumed, split over processes, or given more loader wo
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -254,7 +255,7 @@ def train_loader(
     dataset: _SizedDataset,
     batch_size: int,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     shuffle: bool = True,
     drop_last: bool = True,
     **options: Any,
@@ -264,7 +265,8 @@ def train_loader(
     Args:
         dataset: Map-style dataset.
         batch_size: Samples per optimiser step over all processes.
-        seed: Seed of the order and of the dataset's random augmentation.
+        seed: Seed of the order and of the dataset's random augmentation; by default the one given to Lightning's
+            ``seed_everything``, or 0 without it.
         shuffle: Whether to shuffle.
         drop_last: Whether the last incomplete batch is left out; see :class:`EpochOrder`.
         options: Further ``DataLoader`` arguments (``num_workers``, ``collate_fn``, ``pin_memory``, ...).
@@ -272,6 +274,8 @@ def train_loader(
     Returns:
         The loader, to be returned by ``LightningDataModule.train_dataloader``.
     """
+    if seed is None:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     order = EpochOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last)
     return TrainLoader(dataset, order, **options)
 
