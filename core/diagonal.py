@@ -37,9 +37,7 @@ def diagonal_ssm(
     into = torch.view_as_real(B).transpose(1, 2).flatten(0, 1)
     drive = F.linear(u, into.to(u.dtype)).to(state.dtype).unflatten(-1, (-1, 2))
     drive = torch.view_as_complex(drive)
-    h, last = linear_scan(
-        decay.to(drive.dtype).expand(drive.shape), drive, initial_state=torch.view_as_complex(state), reset=reset
-    )
+    h, last = linear_scan(decay.to(drive.dtype), drive, initial_state=torch.view_as_complex(state), reset=reset)
     # Re((c + id)(p + iq)) = c p - d q: the conjugate's pair.
     out_of = torch.view_as_real(C.conj().resolve_conj()).flatten(1)
     y = F.linear(torch.view_as_real(h).flatten(-2).to(u.dtype), out_of.to(u.dtype))
