@@ -54,7 +54,7 @@ class NetworkForecaster(BaseForecaster):
         "capability:update": True,
         "requires-fh-in-fit": True,
     }
-    # The windows to forecast from are kept by the estimator itself.
+    # The estimator keeps the rows it needs itself; sktime's own copy is for those who turn it on.
     _config = {"remember_data": False}
 
     lookback: int | None
@@ -66,6 +66,9 @@ class NetworkForecaster(BaseForecaster):
     lr: float
     accelerator: str
     random_state: int | None
+
+    def __post_init__(self) -> None:
+        self._y = self._X = None
 
     def __dynamic_tags__(self) -> None:
         if not len(self.quantiles):

@@ -119,8 +119,8 @@ class ForecastTask(Task):
         if stage == "test" and self._has_data:
             values["value"] = self._original_error(batch, values["preds"])
             self._keep_shown(batch, forecast)
-        if mask is not None:
-            values = {name: value[mask] for name, value in values.items()}
+        keep = torch.ones_like(truth, dtype=torch.bool) if mask is None else mask
+        values = {name: value[keep] for name, value in values.items()}
         self.metrics(stage).update(**values)
         return loss
 
