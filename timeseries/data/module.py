@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,12 @@ from ...core.errors import ConfigError, DataError
 from ...core.sampler import evaluation_loader, train_loader
 from .frame import FrameInfo, forecast_frame
 from .options import Duplicates, Features, Fill, ReadOptions, Resample, TimeUnit, logger
-from .scaling import StandardScaler
+from .scaling import Scale, SeriesScaling, StandardScaler
 from .series import SeriesSet, read_series
 from .spec import ForecastSpec
 from .split import Split, SplitBy, split_series
 from .table import Columns
 from .windows import WindowArrays, WindowDataset
-
-Scale = Literal["global", "series", "none"]
 
 
 class ForecastData(L.LightningDataModule):
@@ -123,7 +121,7 @@ class ForecastData(L.LightningDataModule):
         self._restored: dict[str, Any] | None = None
         self._series: SeriesSet | None = None
         self._split: Split | None = None
-        self._scaling: _Scaling | None = None
+        self._scaling: SeriesScaling | None = None
         self._arrays: WindowArrays | None = None
 
     @classmethod
@@ -155,9 +153,9 @@ class ForecastData(L.LightningDataModule):
         if self._scaling is None:
             rows = self._series.lengths if self._split is None else self._split.train_rows
             state = None if self._restored is None else self._restored["scaling"]
-            self._set_scaling(_Scaling.fit(self._series, rows, self.scale, state))
+            self._set_scaling(SeriesScaling.fit(self._series, rows, self.scale, state))
 
-    def _set_scaling(self, scaling: _Scaling | None) -> None:
+    def _set_scaling(self, scaling: SeriesScaling | None) -> None:
         self._scaling, self._arrays = scaling, None
 
     def _read(self) -> SeriesSet:
@@ -167,10 +165,8 @@ class ForecastData(L.LightningDataModule):
         freq = self.options.freq or self._restored["spec"]["freq"] or None
         named = not isinstance(self.source, pd.DataFrame) or roles.time in self.source.columns
         time = self.options.time or (roles.time if named else None)
-        series = read_series(
-            self.source, replace(self.options, time=time, freq=freq, id=self.options.id or roles.id), roles
-        )
-        return series
+        options = replace(self.options, time=time, freq=freq, id=self.options.id or roles.id)
+        return read_series(self.source, options, roles)
 
     @property
     def series(self) -> SeriesSet:
@@ -192,7 +188,7 @@ class ForecastData(L.LightningDataModule):
         return self._scaled.scaler
 
     @property
-    def _scaled(self) -> _Scaling:
+    def _scaled(self) -> SeriesScaling:
         if self._scaling is None:
             raise RuntimeError("call setup() first")
         return self._scaling
@@ -343,14 +339,14 @@ class ForecastData(L.LightningDataModule):
                 raise ConfigError(
                     f"--data.{name} is {getattr(self, name)}, but the model was trained with {spec[name]}"
                 )
+        stage = "predict" if self._split is None else "fit"
         self._restored = state_dict
         self._set_scaling(None)
         if self._series is None:
             return
         if Columns.from_dict(state_dict["columns"]).values != self._series.columns.values:
-            self._series = self._read()
-        rows = self._series.lengths if self._split is None else self._split.train_rows
-        self._set_scaling(_Scaling.fit(self._series, rows, self.scale, state_dict["scaling"]))
+            self._series = self._split = None
+        self.setup(stage)
 
     @property
     def _masked(self) -> bool:
@@ -383,55 +379,3 @@ class ForecastData(L.LightningDataModule):
                 self.series.source, len(lengths) - len(which), self.lookback,
             )  # fmt: skip
         return which
-
-
-class _Scaling:
-    """The scaler of all columns, and which of its groups each series takes.
-
-    Args:
-        scaler: Fitted scaler.
-        groups: (S,) group of each series; None for one group.
-        names: Names of the groups' series.
-    """
-
-    def __init__(self, scaler: StandardScaler, groups: np.ndarray | None, names: tuple[str, ...]) -> None:
-        self.scaler = scaler
-        self.groups = groups
-        self.names = names
-
-    @classmethod
-    def fit(cls, series: SeriesSet, rows: np.ndarray, scale: Scale, state: Mapping[str, Any] | None) -> _Scaling:
-        """Fit on each series' first `rows` rows, or take a trained model's statistics where it has them.
-
-        Series that a per-series state does not know are fitted on their own rows.
-        """
-        columns = series.columns.values
-        if state is not None:
-            scaler, names = StandardScaler.from_state(state), tuple(state["names"])
-            if not names:
-                return cls(scaler, None, ())
-            new = np.array([s for s, name in enumerate(series.names) if name not in names], dtype=np.int64)
-            if len(new):
-                logger.warning("%s: %d series unknown to the model are scaled by themselves", series.source, len(new))
-                fresh = cls.fit(series.select(new), rows[new], "series", None)
-                scaler = StandardScaler(
-                    np.vstack([scaler.mean, fresh.scaler.mean]), np.vstack([scaler.std, fresh.scaler.std])
-                )
-                names += fresh.names
-            place = {name: i for i, name in enumerate(names)}
-            return cls(scaler, np.array([place[name] for name in series.names]), names)
-        if scale == "none":
-            return cls(StandardScaler.identity(len(columns)), None, ())
-        # Known columns have values in future rows too; those are no training rows.
-        used = np.concatenate(
-            [np.arange(low, low + count) for low, count in zip(series.bounds[:-1], rows, strict=True)]
-        )
-        values = np.concatenate([part[used] for part in (series.targets, series.covariates, series.known)], axis=1)
-        if scale == "global":
-            return cls(StandardScaler.fit(values, None, columns, series.source), None, ())
-        groups = np.repeat(np.arange(len(series)), rows)
-        return cls(StandardScaler.fit(values, groups, columns, series.source), np.arange(len(series)), series.names)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain values: the statistics and the names of their groups."""
-        return {**self.scaler.state_dict(), "names": list(self.names)}

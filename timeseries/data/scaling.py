@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ...core.errors import DataError
 from .options import logger
+from .series import SeriesSet
+
+Scale = Literal["global", "series", "none"]
 
 
 class StandardScaler:
@@ -110,3 +113,55 @@ class StandardScaler:
         """Rebuild a scaler from `state_dict`'s result."""
         width = len(state["mean"][0])
         return cls(np.reshape(state["mean"], (-1, width)), np.reshape(state["std"], (-1, width)))
+
+
+class SeriesScaling:
+    """The scaler of all columns, and which of its groups each series takes.
+
+    Args:
+        scaler: Fitted scaler.
+        groups: (S,) group of each series; None for one group.
+        names: Names of the groups' series.
+    """
+
+    def __init__(self, scaler: StandardScaler, groups: np.ndarray | None, names: tuple[str, ...]) -> None:
+        self.scaler = scaler
+        self.groups = groups
+        self.names = names
+
+    @classmethod
+    def fit(cls, series: SeriesSet, rows: np.ndarray, scale: Scale, state: Mapping[str, Any] | None) -> SeriesScaling:
+        """Fit on each series' first `rows` rows, or take a trained model's statistics where it has them.
+
+        Series that a per-series state does not know are fitted on their own rows.
+        """
+        columns = series.columns.values
+        if state is not None:
+            scaler, names = StandardScaler.from_state(state), tuple(state["names"])
+            if not names:
+                return cls(scaler, None, ())
+            new = np.array([s for s, name in enumerate(series.names) if name not in names], dtype=np.int64)
+            if len(new):
+                logger.warning("%s: %d series unknown to the model are scaled by themselves", series.source, len(new))
+                fresh = cls.fit(series.select(new), rows[new], "series", None)
+                scaler = StandardScaler(
+                    np.vstack([scaler.mean, fresh.scaler.mean]), np.vstack([scaler.std, fresh.scaler.std])
+                )
+                names += fresh.names
+            place = {name: i for i, name in enumerate(names)}
+            return cls(scaler, np.array([place[name] for name in series.names]), names)
+        if scale == "none":
+            return cls(StandardScaler.identity(len(columns)), None, ())
+        # Known columns have values in future rows too; those are no training rows.
+        used = np.concatenate(
+            [np.arange(low, low + count) for low, count in zip(series.bounds[:-1], rows, strict=True)]
+        )
+        values = np.concatenate([part[used] for part in (series.targets, series.covariates, series.known)], axis=1)
+        if scale == "global":
+            return cls(StandardScaler.fit(values, None, columns, series.source), None, ())
+        groups = np.repeat(np.arange(len(series)), rows)
+        return cls(StandardScaler.fit(values, groups, columns, series.source), np.arange(len(series)), series.names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values: the statistics and the names of their groups."""
+        return {**self.scaler.state_dict(), "names": list(self.names)}

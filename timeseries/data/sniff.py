@@ -155,7 +155,8 @@ def _find_signs(path: Path, rows: list[list[str]], options: ReadOptions) -> tupl
     cells = [cell.strip() for row in rows for cell in row]
     cells = [cell for cell in cells if _NUMBER_LIKE.fullmatch(cell)]
     pairs = [pair for pair in _SIGNS if options.thousands in (None, pair[1])] or [(".", options.thousands)]
-    fits = {pair: sum(_pattern(*pair).fullmatch(cell) is not None for cell in cells) for pair in pairs}
+    patterns = {pair: _pattern(*pair) for pair in pairs}
+    fits = {pair: sum(pattern.fullmatch(cell) is not None for cell in cells) for pair, pattern in patterns.items()}
     best = max(pairs, key=lambda pair: fits[pair])
     # A few odd cells are errors in a file of decimal points, not a sign that the file is written otherwise.
     if fits[best] - fits[pairs[0]] <= 0.1 * len(cells):

@@ -14,7 +14,13 @@ from ...core.errors import ConfigError, DataError
 from .options import ReadOptions, TimeUnit, logger
 from .table import Table
 
-_OFFSET = re.compile(r"\d:\d\d(?::\d\d(?:[.,]\d+)?)?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)\s*$")
+# An offset from UTC in a text's last nine characters; digits alone are one only after a clock time: 2024-01 is a month.
+_OFFSET = re.compile(
+    r"(Z|UTC|GMT|[+-]\d\d:\d\d"
+    r"|(?:(?<=:\d\d)|(?<=[.,]\d)|(?<=[.,]\d\d)|(?<=[.,]\d{3})|(?<=\d{5}))[+-]\d\d"
+    r"|(?:(?<=:\d\d)|(?<=[.,]\d)|(?<=[.,]\d\d)|(?<=\d{3}))[+-]\d{4})\s*$"
+)
+_OFFSET_ENDS = 9
 _DAY_MONTH = re.compile(r"^\s*(\d{1,2})([/.\-])(\d{1,2})[/.\-](\d{4}|\d{2})(?!\d)")
 _ISO = re.compile(r"^\s*\d{4}-\d\d(-\d\d([ T]\d\d:\d\d|\s*$)|\s*$)")
 _UNITS: dict[TimeUnit, tuple[float, float]] = {
@@ -130,6 +136,8 @@ def _from_text(table: Table, text: pd.Series, options: ReadOptions) -> pd.Series
     offsets = _offsets(table, text)
     zoned = offsets is not None
     if _ISO.match(first):
+        if offsets is not None and offsets.iloc[0] in ("UTC", "GMT"):
+            text = text.str.replace(r"\s*(UTC|GMT)\s*$", "Z", regex=True)  # ISO 8601 knows Z alone
         stamps = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=zoned)
     else:
         dayfirst = _day_first(table, text, options) if _DAY_MONTH.match(first) else bool(options.dayfirst)
@@ -153,10 +161,16 @@ def _from_text(table: Table, text: pd.Series, options: ReadOptions) -> pd.Series
     return stamps
 
 
+def _extract(text: pd.Series, pattern: re.Pattern[str]) -> pd.DataFrame:
+    """Return a pattern's groups in each row; looked for once in each different text, as there are few."""
+    codes, different = pd.factorize(text)
+    return pd.Series(different).str.extract(pattern).iloc[codes].set_axis(text.index, axis=0)
+
+
 def _offsets(table: Table, text: pd.Series) -> pd.Series | None:
     """Return the written UTC offset of each row, None where no row has one."""
-    zoned = _OFFSET.search(text.iloc[0]) is not None
-    found = text.str.extract(_OFFSET, expand=False)
+    found = _extract(text.str[-_OFFSET_ENDS:], _OFFSET)[0]
+    zoned = bool(found.notna().iloc[0])
     wrong = found.isna() if zoned else found.notna()
     if wrong.any():
         at = text.index[wrong][0]
@@ -186,7 +200,7 @@ def _single_offset(table: Table, text: pd.Series, offsets: pd.Series | None) -> 
 
 def _day_first(table: Table, text: pd.Series, options: ReadOptions) -> bool:
     """Tell dd/mm from mm/dd by the numbers above 12; refuse what stays open."""
-    parts = text.str.extract(_DAY_MONTH)
+    parts = _extract(text.str[:12], _DAY_MONTH)
     left, right = parts[0].astype(float) > 12, parts[2].astype(float) > 12
     for side, clash, order in ((left, options.dayfirst is False, "month/day"), (right, options.dayfirst, "day/month")):
         if clash and side.any():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from torch import nn
 
 from scanweave.core.errors import ConfigError, DataError
 from scanweave.timeseries.data import ForecastData, ForecastSpec, sample_frame, write_sample
 
+from .last_value import Last, trainer
 from .tables import frame, write
 
 
@@ -23,40 +22,6 @@ def data_from(table: pd.DataFrame, stage: str | None = "fit", **options) -> Fore
     if stage is not None:
         data.setup(stage)
     return data
-
-
-class Last(L.LightningModule):
-    """Forecasts the last value plus a learnt offset."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offset = nn.Parameter(torch.ones(()))
-        self.tested: list[torch.Tensor] = []
-
-    def forward(self, batch):
-        return batch["past"][:, -1:] + self.offset + 0 * batch["marks"][:, 12:, :1]
-
-    def training_step(self, batch):
-        return (self(batch) - batch["future"]).square().mean()
-
-    def validation_step(self, batch):
-        self.log("val", self.training_step(batch))
-
-    def test_step(self, batch):
-        self.tested.append(batch["start"])
-
-    def predict_step(self, batch):
-        return self(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def trainer(folder, epochs: int = 1) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=epochs, accelerator="cpu", default_root_dir=folder, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

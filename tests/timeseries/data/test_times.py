@@ -139,6 +139,21 @@ def test_one_offset_is_kept(tmp_path, offset, zone):
     assert Calendar("h", zone).after(series.times[-1], 1)[0] - series.times[-1] == 3600 * 10**6
 
 
+@pytest.mark.parametrize("offset", ["Z", " UTC", "+00", "-05", "+05:30", "-0530"])
+@pytest.mark.parametrize("clock", ["", ":00", ":00.5", ":00.25", ":00.125", ":00.123456"])
+def test_offsets_follow_any_clock_time(tmp_path, offset, clock):
+    series = read(tmp_path, [f"2024-01-01T{hour:02}:00{clock}{offset}" for hour in range(5)])
+    assert series.calendar.timezone is not None
+    text = pd.Timestamp(f"2024-01-01T00:00{clock}{offset.strip()}")
+    assert series.calendar.index(series.times)[0] == text
+
+
+@pytest.mark.parametrize("form", ["%Y-%m", "%d-%m-%Y", "%Y-%m-%d", "%d-%m-%Y %H:%M", "%Y-%m-%d %H:%M:%S.%f"])
+def test_dates_are_not_taken_for_offsets(tmp_path, form):
+    times = pd.date_range("2000-01-01", periods=40, freq="MS").strftime(form)
+    assert read(tmp_path, times, dayfirst=True).calendar == Calendar("MS")
+
+
 @pytest.mark.parametrize("day", ["2024-03-31", "2024-10-27"])
 def test_offsets_that_change_with_the_clocks_need_the_zone(tmp_path, day):
     times = pd.date_range(day, periods=48, freq="h", tz="Europe/Berlin")
