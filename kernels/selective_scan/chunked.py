@@ -6,14 +6,14 @@ before each chunk; the backward pass recomputes a chunk's states from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import state_dtype
+from ..checks import check_finite, state_dtype
 from .reference import step_size
 
 #: Steps between two saved states, for every backend: the backward pass may run in another one than the forward pass.
@@ -23,8 +23,9 @@ CHUNK = 32
 class _Chunk(NamedTuple):
     """One chunk's factors, time first: what forward and backward both compute."""
 
-    slope: Tensor  # d a / d (delta A): exp(delta A), twice that with signed eigenvalues; 0 at a reset (T, B, C, N)
+    slope: Tensor  # d a / d (delta A): exp(delta A), twice that with signed eigenvalues (T, B, C, N)
     a: Tensor  # (T, B, C, N)
+    starts: Tensor | None  # reset (T, B, 1, 1)
     B: Tensor  # (T, B, G, 1, N)
     C: Tensor  # (T, B, G, 1, N)
     x: Tensor  # delta * u (T, B, C)
@@ -46,20 +47,27 @@ def _chunk(
     slope = torch.exp_(d.unsqueeze(-1) * A)
     if signed:
         slope.mul_(2)
-    a = slope - 1 if signed else slope
-    if reset is not None:
-        kept = ~_time_first(reset, start, torch.bool)[:, :, None, None]
-        slope = slope * kept
-        a = a * kept if signed else slope
+    starts = None if reset is None else _time_first(reset, start, torch.bool)[:, :, None, None]
     weights = (_time_first(w, start, A.dtype).unsqueeze(3) for w in (B, C))
-    return _Chunk(slope, a, *weights, d * _time_first(u, start, A.dtype))
+    return _Chunk(slope, slope - 1 if signed else slope, starts, *weights, d * _time_first(u, start, A.dtype))
 
 
-def _scan(decays: Iterable[Tensor], states: Iterable[Tensor], h: Tensor) -> Tensor:
-    """Add to each state in place what decays from the one before it, ``h`` before the first; return the last."""
-    for a_t, h_t in zip(decays, states, strict=True):
+def _scan(part: _Chunk, h: Tensor) -> Tensor:
+    """Return the states of a chunk (T, B, C, N) from the one before it."""
+    states = part.inputs()
+    for t, (a_t, h_t) in enumerate(zip(part.a.unbind(0), states.unbind(0), strict=True)):
+        if part.starts is not None:
+            h = h.masked_fill(part.starts[t], 0)
         h = h_t.addcmul_(a_t, h)
-    return h
+    return states
+
+
+def check_decay(A: Tensor, dt: Tensor, final: Tensor) -> None:
+    """Raise ValueError if A is not finite, or a final state is not because dt is not."""
+    # One sum finds any non-finite entry; only then is it worth telling which tensor has it.
+    if not math.isfinite((final.sum() + A.sum()).item()):
+        check_finite("selective_scan", "A", A)
+        check_finite("selective_scan", "dt", dt)
 
 
 def forward(
@@ -77,21 +85,20 @@ def forward(
     signed: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the final state and, with ``save``, the state before each chunk (B, chunks, N, C)."""
+    """Return y, the final state and, with ``save``, the state before each chunk (B, chunks, N, C); else 0 chunks."""
     dtype = state_dtype(u.dtype)
     batch, length, channels = u.shape
     A, delta = A.to(dtype), step_size(dt, dt_bias, dt_softplus)
     h = A.new_zeros(batch, *A.shape) if initial_state is None else initial_state
     starts = range(0, length, CHUNK)
-    before = A.new_empty((batch, len(starts), *A.shape[::-1]) if save else 0)
+    before = A.new_empty(batch, len(starts) if save else 0, *A.shape[::-1])
     y = A.new_empty(u.shape)
     for k, start in enumerate(starts):
         if save:
             before[:, k] = h.mT
         part = _chunk(start, u, delta, A, B, C, reset, signed)
-        states = part.inputs()
-        h = _scan(part.a.unbind(0), states.unbind(0), h)
-        steps = states.shape[0]
+        states = _scan(part, h)
+        h, steps = states[-1], states.shape[0]
         per_group = states.view(steps, batch, B.shape[2], -1, A.shape[1])
         read = torch.matmul(per_group, part.C.transpose(-1, -2)).view(steps, batch, channels)
         y[:, start : start + CHUNK] = read.transpose(0, 1)
@@ -99,14 +106,19 @@ def forward(
         y += D.to(dtype) * u.to(dtype)
     if z is not None:
         y *= F.silu(z.to(dtype))
+    if u.device.type == "cpu":
+        check_decay(A, dt, h)
     return y.to(u.dtype), h.clone(), before
 
 
-def _transposed_scan(g: Tensor, a: Tensor, after: Tensor) -> Tensor:
-    """Run ``g_t += a_{t+1} g_{t+1}`` in place, with ``after`` beyond the last step; return ``a_1 g_1``."""
-    g[-1] += after
-    _scan(a.unbind(0)[:0:-1], g.unbind(0)[-2::-1], g[-1])
-    return a[0] * g[0]
+def _transposed_scan(part: _Chunk, g: Tensor, after: Tensor) -> Tensor:
+    """Add ``a_{t+1} g_{t+1}`` to every ``g_t`` in place, ``after`` to the last; return what passes the first step."""
+    for t in reversed(range(g.shape[0])):
+        g[t] += after
+        after = part.a[t] * g[t]
+        if part.starts is not None:
+            after.masked_fill_(part.starts[t], 0)
+    return after
 
 
 def _backward_states(
@@ -134,20 +146,20 @@ def _backward_states(
         start, span = k * CHUNK, slice(k * CHUNK, (k + 1) * CHUNK)
         part = _chunk(start, u, delta, A, B, C, reset, signed)
         flat, split = part.x.shape, (part.x.shape[0], batch, groups, channels // groups)
-        states = part.inputs()
         first = before[:, k].mT
-        _scan(part.a.unbind(0), states.unbind(0), first)
+        states = _scan(part, first)
         by_group, row = states.view(*split, n), _time_first(dread, start, dtype).view(*split[:3], 1, split[3])
         read[:, span] = torch.matmul(by_group, part.C.mT).view(flat).transpose(0, 1)
         dC[:, span] = torch.matmul(row, by_group).squeeze(3).transpose(0, 1)
         g = (row.mT * part.C).view(states.shape)
-        carry = _transposed_scan(g, part.a, carry)
+        carry = _transposed_scan(part, g, carry)
         by_group = g.view(*split, n)
         dx[:, span] = torch.matmul(by_group, part.B.mT).view(flat).transpose(0, 1)
         dB[:, span] = torch.matmul(part.x.view(row.shape), by_group).squeeze(3).transpose(0, 1)
-        g *= part.slope
-        g[1:] *= states[:-1]
-        g[0] *= first
+        previous = torch.cat([first.unsqueeze(0), states[:-1]])
+        if part.starts is not None:
+            previous.masked_fill_(part.starts, 0)
+        g.mul_(part.slope).mul_(previous)
         ddelta[:, span] = (g * A).sum(-1).transpose(0, 1)
         dA += (g * _time_first(delta, start, dtype).unsqueeze(-1)).sum((0, 1))
     return dx, ddelta, dA, dB, dC, carry, read
@@ -178,11 +190,10 @@ def backward(
     dx, ddelta, dA, dB, dC, dinitial, read = _backward_states(
         x, delta, A.to(dtype), B, C, reset, before, signed, dread, dfinal
     )
-    empty = u.new_empty(0)
     du, ddt = dx * delta, ddelta.addcmul_(dx, x)
     if dt_softplus:
         ddt *= -torch.expm1(-delta)  # the logistic function of what went into softplus
-    dD = dz = ddt_bias = empty
+    dD, dz, ddt_bias = (u.new_empty(0) for _ in range(3))
     if D is not None:
         du += dread * D.to(dtype)
         read += x * D.to(dtype)
@@ -193,4 +204,5 @@ def backward(
         dz = (grad * read * s * (1 + gate * (1 - s))).to(z.dtype)
     if dt_bias is not None:
         ddt_bias = ddt.sum((0, 1)).to(dt_bias.dtype)
-    return du.to(u.dtype), ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD, dz, ddt_bias, dinitial
+    grads = du.to(u.dtype), ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD, dz, ddt_bias, dinitial
+    return tuple(g.contiguous() for g in grads)

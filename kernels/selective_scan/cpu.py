@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_finite, state_dtype
+from ..checks import state_dtype
 from ..cpu import INT, POINTER, SIZE, function, pointer
-from .chunked import CHUNK
+from .chunked import CHUNK, check_decay
 
 _SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
 _ROWS = [POINTER, SIZE, SIZE]  # a sequence's address and its strides over batch and time
@@ -98,13 +98,12 @@ def forward(
     n = A.shape[1]
     problem = _Problem(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
     y, final = torch.empty(u.shape, dtype=dtype), torch.empty((batch, channels, n), dtype=dtype)
-    before = torch.empty((batch, -(-length // CHUNK), n, channels) if save else 0, dtype=dtype)
+    before = torch.empty((batch, -(-length // CHUNK) if save else 0, n, channels), dtype=dtype)
     status = _FORWARD[dtype](*problem.arguments, y.data_ptr(), final.data_ptr(), pointer(before if save else None))
     if status == _STATUS_MEMORY:
         raise MemoryError("selective_scan: no memory for the working set of a slice of channels")
     if status:
-        check_finite("selective_scan", "A", A)
-        check_finite("selective_scan", "dt", dt)
+        check_decay(A, dt, final)
     return y.to(u.dtype), final, before
 
 

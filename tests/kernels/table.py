@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scanweave.kernels import linear_scan
+from scanweave.kernels import linear_scan, selective_scan
 
 from .contract import Case, Tensors
 
@@ -73,6 +73,74 @@ _MISTAKES = (
     ("infinite", lambda t: {"a": t["a"] / 0}, ValueError, "non-finite"),
 )
 
+
+def _mamba(generator: torch.Generator, batch: int, length: int) -> Tensors:
+    channels, groups, n = 6, 2, 3
+    return {
+        "u": _normal(generator, batch, length, channels),
+        "dt": _normal(generator, batch, length, channels),
+        "A": -2 * torch.rand(channels, n, generator=generator, dtype=torch.float64),
+        "B": _normal(generator, batch, length, groups, n),
+        "C": _normal(generator, batch, length, groups, n),
+        "D": _normal(generator, channels),
+        "z": _normal(generator, batch, length, channels),
+        "dt_bias": _normal(generator, channels),
+        "initial_state": _normal(generator, batch, channels, n),
+    }
+
+
+def _plain_mamba(generator: torch.Generator, batch: int, length: int) -> Tensors:
+    channels, n = 83, 17
+    return {
+        "u": _normal(generator, batch, length, channels),
+        "dt": torch.rand(batch, length, channels, generator=generator, dtype=torch.float64),
+        "A": -torch.rand(channels, n, generator=generator, dtype=torch.float64),
+        "B": _normal(generator, batch, length, n),
+        "C": _normal(generator, batch, length, n),
+        "initial_state": _normal(generator, batch, channels, n),
+    }
+
+
+def _extreme_mamba(generator: torch.Generator, batch: int, length: int) -> Tensors:
+    drawn = _mamba(generator, batch, length)
+    steps = torch.tensor([-200.0, -30.0, 0.0, 30.0, 200.0], dtype=torch.float64)
+    decays = torch.tensor([0.0, -1e-30, -1e-3, -100.0], dtype=torch.float64)
+    return {
+        **drawn,
+        "dt": steps[torch.randint(len(steps), drawn["dt"].shape, generator=generator)],
+        "A": decays[torch.randint(len(decays), drawn["A"].shape, generator=generator)],
+        "z": 60 * drawn["z"],
+    }
+
+
+_MAMBA_MISTAKES = (
+    ("u's axes", lambda t: {"u": t["u"][0]}, ValueError, r"u has shape .*, expected \(B, L, C\)"),
+    ("u's dtype", lambda t: {"u": t["u"].long()}, TypeError, "selective_scan: u has dtype int64"),
+    ("no step", lambda t: {n: t[n][:, :0] for n in ("u", "dt", "B", "C", "z")}, ValueError, "length 0"),
+    ("dt's shape", lambda t: {"dt": t["dt"][..., :1]}, ValueError, "dt has shape"),
+    ("dt's dtype", lambda t: {"dt": t["dt"].double()}, TypeError, "dt has dtype float64, expected one of float32"),
+    ("z's shape", lambda t: {"z": t["z"][:1]}, ValueError, "z has shape"),
+    ("A's shape", lambda t: {"A": t["A"][0]}, ValueError, r"A has shape .*, expected \(C, N\) with C = 6"),
+    ("A's dtype", lambda t: {"A": t["A"].half()}, TypeError, "A has dtype float16"),
+    ("B's axes", lambda t: {"B": t["B"][0, 0]}, ValueError, "B has shape"),
+    ("B no tensor", lambda t: {"B": 1.0}, TypeError, "B is a float, expected a tensor"),
+    ("groups", lambda t: {"B": t["B"].repeat(1, 1, 2, 1)}, ValueError, "where G divides the 6 channels"),
+    ("C's groups", lambda t: {"C": t["C"][:, :, :1]}, ValueError, "C has shape"),
+    ("C no tensor", lambda t: {"C": None}, TypeError, "C is a NoneType, expected a tensor"),
+    ("D's shape", lambda t: {"D": t["D"][:1]}, ValueError, "D has shape"),
+    ("D's dtype", lambda t: {"D": t["D"].int()}, TypeError, "D has dtype int32"),
+    ("dt_bias's shape", lambda t: {"dt_bias": t["D"][:, None]}, ValueError, "dt_bias has shape"),
+    ("state's shape", lambda t: {"initial_state": t["A"]}, ValueError, "initial_state has shape"),
+    ("state's dtype", lambda t: {"initial_state": t["initial_state"].int()}, TypeError, "initial_state has dtype"),
+    ("reset's shape", lambda t: {"reset": torch.zeros(2, 3, dtype=torch.bool)}, ValueError, "reset has shape"),
+    ("reset's dtype", lambda t: {"reset": torch.zeros(2, 8)}, TypeError, "reset has dtype float32"),
+    ("device", lambda t: {"A": t["A"].to("meta")}, ValueError, "A is on meta, expected cpu"),
+    ("eigenvalues", lambda t: {"eigenvalues": "complex"}, ValueError, "eigenvalues is 'complex', expected one of"),
+    ("NaN in A", lambda t: {"A": torch.full_like(t["A"], torch.nan)}, ValueError, r"A is nan at \(0, 0\)"),
+    ("infinite A", lambda t: {"A": t["A"] / 0}, ValueError, r"A is -inf at \(0, 0\)"),
+    ("NaN in dt", lambda t: {"dt": t["dt"] * torch.nan}, ValueError, r"dt is nan at \(0, 0, 0\)"),
+)
+
 CASES = {
     case.name: case
     for case in (
@@ -103,6 +171,26 @@ CASES = {
             inputs=_wide_scan,
             sequences=frozenset({"a", "b"}),
             extreme=_wide_scan,
+            dtypes=(torch.float32,),
+        ),
+        Case(
+            name="selective_scan",
+            op="selective_scan",
+            call=selective_scan,
+            inputs=_mamba,
+            sequences=frozenset({"u", "dt", "B", "C", "z"}),
+            extreme=_extreme_mamba,
+            variants=({}, {"eigenvalues": "signed"}),
+            mistakes=_MAMBA_MISTAKES,
+        ),
+        Case(
+            name="selective_scan-plain",
+            op="selective_scan",
+            call=selective_scan,
+            inputs=_plain_mamba,
+            sequences=frozenset({"u", "dt", "B", "C"}),
+            extreme=_plain_mamba,
+            variants=({"dt_softplus": False},),
             dtypes=(torch.float32,),
         ),
     )
