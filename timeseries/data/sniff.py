@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def sniff(path: Path, options: ReadOptions) -> Dialect:
     if not text.strip():
         raise DataError(f"{path}: only blank rows found; expected a header row and data rows")
     delimiter = options.delimiter or _find_delimiter(path, text)
-    rows = [row for row in _rows(text, delimiter) if any(cell.strip() for cell in row)]
+    rows = [row for row in _rows(path, text, delimiter) if any(cell.strip() for cell in row)]
     decimal, thousands = _find_signs(path, rows[1:], options)
     header = tuple(name.strip() or f"Unnamed: {i}" for i, name in enumerate(rows[0]))
     dialect = Dialect(encoding, delimiter, decimal, thousands, header)
@@ -123,14 +124,18 @@ def _find_encoding(path: Path) -> str:
     return "utf-8"
 
 
-def _rows(text: str, delimiter: str) -> list[list[str]]:
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
-    return [row for row, _ in zip(reader, range(_SAMPLE_ROWS), strict=False)]
+def _rows(path: Path, text: str, delimiter: str) -> list[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return [row for row, _ in zip(reader, range(_SAMPLE_ROWS), strict=False)]
+    except csv.Error as error:
+        place = f"row {reader.line_num}"
+        raise DataError(f"{path}: {place}: {error}; expected a table, is a quote opened and never closed?") from error
 
 
 def _find_delimiter(path: Path, text: str) -> str:
     def fit(delimiter: str) -> tuple[float, int]:
-        widths = [len(row) for row in _rows(text, delimiter) if row]
+        widths = [len(row) for row in _rows(path, text, delimiter) if row]
         if not widths or widths[0] < 2:
             return 0.0, 0
         return sum(width == widths[0] for width in widths) / len(widths), widths[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ def load_table(source: str | Path | pd.DataFrame, options: ReadOptions) -> Table
     """Read a CSV file, or take a data frame, and find its time column.
 
     Args:
-        source: Path of a CSV file, or a frame; a frame's index is its time column unless ``options.time`` names one.
+        source: Path of a CSV file, or a frame. A frame's index is its time column unless ``options.time`` names one, or
+            the index merely counts the rows and a column is named like a time.
         options: How to read it.
 
     Returns:
@@ -94,10 +95,13 @@ def load_table(source: str | Path | pd.DataFrame, options: ReadOptions) -> Table
 
 
 def _from_frame(frame: pd.DataFrame, options: ReadOptions) -> Table:
+    frame = frame.rename(columns=str)
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated):
         raise DataError(f"DataFrame: column {repeated[0]!r} stands there twice; names must differ")
     time = options.time
+    if time is None and isinstance(frame.index, pd.RangeIndex) and frame.index.name is None:
+        time = _named_like_a_time(frame.columns)
     if time is None:
         time = str(frame.index.name or "time")
         if time in frame.columns:
@@ -128,8 +132,14 @@ def _from_file(path: Path, options: ReadOptions) -> Table:
 def _guess_time(path: Path, header: tuple[str, ...]) -> str:
     if any(_LIKE_A_DATE.match(name) for name in header[:1]):
         raise DataError(f"{path}: row 1: found data ({header[0]!r}), expected a header row of column names")
-    lower = {name.lower(): name for name in reversed(header)}
-    return next((lower[name] for name in _TIME_NAMES if name in lower), header[0])
+    return _named_like_a_time(header) or header[0]
+
+
+def _named_like_a_time(names: Iterable[str]) -> str | None:
+    lower: dict[str, str] = {}
+    for name in names:
+        lower.setdefault(name.lower(), name)
+    return next((lower[name] for name in _TIME_NAMES if name in lower), None)
 
 
 def _parse(path: Path, dialect: Dialect, texts: list[str]) -> pd.DataFrame:

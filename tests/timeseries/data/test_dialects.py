@@ -155,3 +155,36 @@ def test_the_same_numbers_from_a_file_and_from_a_frame(tmp_path):
     one, two = read_series(tmp_path / "data.csv", options), read_series(table, options)
     np.testing.assert_array_equal(one.targets, two.targets)
     np.testing.assert_array_equal(one.times, two.times)
+
+
+def test_a_frame_that_counts_its_rows_has_its_time_in_a_column():
+    table = frame(50, 2)
+    series = read_series(table.reset_index(), ReadOptions(features="M"))
+    np.testing.assert_array_equal(series.times, read_series(table, ReadOptions(features="M")).times)
+    assert series.columns == read_series(table, ReadOptions(features="M")).columns
+    assert read_series(table[["a"]].reset_index(drop=True)).calendar.freq == ""
+
+
+def test_columns_named_by_numbers():
+    assert read_series(frame(9, 2).set_axis([0, 1], axis=1), ReadOptions(target="1")).columns.targets == ("1",)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends(tmp_path, end):
+    series = read_series(write(tmp_path, end.join(hourly_lines(cells("."))) + end))
+    np.testing.assert_array_equal(series.targets[:, 0], VALUES)
+
+
+def test_quoted_cells_may_hold_delimiters_and_line_ends(tmp_path):
+    lines = ['date,"load, in\nMW"', *(f'"{time}","{value}"' for time, value in zip(hours(5), VALUES, strict=True))]
+    series = read_series(write(tmp_path, lines))
+    assert series.columns.targets == ("load, in\nMW",)
+    np.testing.assert_array_equal(series.targets[:, 0], VALUES)
+
+
+@pytest.mark.parametrize("rows", [30, 20_000])
+def test_a_quote_that_is_never_closed(tmp_path, rows):
+    lines = hourly_lines(["1"] * rows)
+    lines[5] = lines[5] + ',"'
+    with pytest.raises(DataError, match=r"data.csv: .*(quote opened|EOF inside string|cells)"):
+        read_series(write(tmp_path, lines))
