@@ -79,6 +79,7 @@ class ResumeState(Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         self._pending = checkpoint.get("resume")
+        _open_next_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state, self._pending = self._pending, None
@@ -92,6 +93,19 @@ class ResumeState(Callback):
         else:
             # Another number of processes: no state fits, and equal states would give equal dropout everywhere.
             pl.seed_everything(mix_seed(trainer.global_step, trainer.global_rank) % 2**32, verbose=False)
+
+
+def _open_next_epoch(loops: dict[str, Any]) -> None:
+    """Close a checkpoint's epoch where all its batches are done.
+
+    Lightning leaves it half open, and with ``max_steps`` runs the epoch's end a second time.
+    """
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    if epochs["current"]["processed"] == epochs["current"]["ready"]:
+        for count in (epochs["total"], epochs["current"]):
+            count["completed"] = count["processed"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
 
 
 def _train_loaders(trainer: pl.Trainer) -> list[TrainLoader]:

@@ -18,8 +18,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from .cli import UsageError
-from .errors import ConfigError, nearest
-from .guard import check_arguments, check_config, find_config
+from .errors import ConfigError
+from .guard import check_arguments, find_config
 from .parsing import parse
 from .plots import training_curve
 from .resume import ResumeState, RunCheckpoint, Stopped
@@ -135,6 +135,7 @@ class TaskCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, help="'last' or 'best' of the folder --out, or a checkpoint's path."
         )
+        parser.add_class_arguments(RunCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
         extra = self.spec.verbs.get(self.verb)
         if extra is not None:
             first = next(iter(inspect.signature(extra.function).parameters))
@@ -156,7 +157,7 @@ class TaskCLI(LightningCLI):
         callbacks = [ResumeState()]
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         if config.enable_checkpointing is not False and not any(isinstance(c, RunCheckpoint) for c in given):
-            callbacks.append(RunCheckpoint(self.run.checkpoints))
+            callbacks.append(RunCheckpoint(self.run.checkpoints, **self.config_init.checkpoint))
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(progress_bar())
         self.trainer_defaults["callbacks"] = callbacks

@@ -57,6 +57,13 @@ class Mlp(TinyTask):
         )
 
 
+class InfiniteGradient(Mlp):
+    """A finite loss whose gradient is infinite: the square root at 0."""
+
+    def compute(self, batch: Any, stage: Stage) -> Tensor:
+        return super().compute(batch, stage) + (self(batch["x"]) * 0.0).abs().sum().sqrt()
+
+
 class TinyRows:
     """Rows of a fixed random regression; training rows are jittered by all three global generators."""
 
