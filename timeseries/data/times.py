@@ -64,7 +64,7 @@ def parse_times(table: Table, options: ReadOptions, series: np.ndarray) -> Times
         DataError: A cell is empty or no time, or the column can be read in two ways.
     """
     column = table.frame[table.time]
-    empty = column.index[column.isna() | (column.astype(str).str.strip() == "" if column.dtype == object else False)]
+    empty = column.index[column.isna()]
     if len(empty):
         raise DataError(
             f"{table.name}: {table.row(empty[0])}, column {table.time!r}: found no time ({len(empty)} such rows)"
