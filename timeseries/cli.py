@@ -56,7 +56,9 @@ def backtest(session: Session, folds: int = 5, stride: int | None = None) -> Non
     path = session.run.path / "backtest.csv"
     with atomic_file(path, "w") as file:
         table.to_csv(file, index=False)
-    session.run.write_metrics({f"backtest/{name}": table[name].mean() for name in table if name not in ("fold", "from")})
+    session.run.write_metrics(
+        {f"backtest/{name}": table[name].mean() for name in table if name not in ("fold", "from")}
+    )
     draw_forecasts(data, joined, task.quantiles, session.run.figures / "backtest")
     _draw_folds(table, session.run.figures / "backtest" / "folds.png")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from ..core.plots import forecast_figure
@@ -16,7 +17,11 @@ MAX_FIGURES = 6
 
 
 def draw_forecasts(
-    data: ForecastData, windows: Sequence[Mapping[str, Tensor]], quantiles: Sequence[float], folder: Path
+    data: ForecastData,
+    windows: Sequence[Mapping[str, Tensor]],
+    quantiles: Sequence[float],
+    folder: Path,
+    stem: str = "forecast",
 ) -> list[Path]:
     """Draw some windows' forecasts after their past, with the truth where it is known.
 
@@ -26,6 +31,7 @@ def draw_forecasts(
             ``past_mask`` and ``future_mask`` where there are any; the values scaled.
         quantiles: Q levels.
         folder: Where the pictures go.
+        stem: Start of their names; a number follows.
 
     Returns:
         The files written: at most six, the first window of each series and channel first.
@@ -37,7 +43,7 @@ def draw_forecasts(
                 if len(drawn) == MAX_FIGURES:
                     return drawn
                 one = {name: value[i : i + 1] for name, value in batch.items()}
-                drawn.append(_draw(data, one, channel, quantiles, folder, len(drawn)))
+                drawn.append(_draw(data, one, channel, quantiles, folder / f"{stem}_{len(drawn)}.png"))
     return drawn
 
 
@@ -46,15 +52,14 @@ def _draw(
     window: Mapping[str, Tensor],
     channel: int,
     quantiles: Sequence[float],
-    folder: Path,
-    number: int,
+    path: Path,
 ) -> Path:
     info, calendar = data.frame, data.series.calendar
     series, start = int(window["series"]), int(window["start"])
     row = int(data.series.bounds[series]) + start
     past_rows = data.series.times[row : row + data.lookback]
     times = [calendar.index(past_rows), calendar.index(calendar.after(int(past_rows[-1]), data.horizon))]
-    past_time, future_time = (getattr(index, "tz_localize", lambda _: index)(None).to_numpy() for index in times)
+    past_time, future_time = map(_wall_clock, times)
 
     def original(name: str) -> np.ndarray:
         values = info.original(window[name], np.array([series]))[0, :, channel]
@@ -73,10 +78,15 @@ def _draw(
         original("past"),
         future_time,
         forecast,
-        folder / f"forecast_{number}.png",
+        path,
         truth=original("future") if "future" in window else None,
         interval=interval,
         interval_label=label,
         name=name,
         title=f"{whose}{name}: {data.horizon} steps from {data.lookback}",
     )
+
+
+def _wall_clock(index: pd.Index) -> np.ndarray:
+    """Return times as the clock on the wall shows them, without their zone."""
+    return (index.tz_localize(None) if isinstance(index, pd.DatetimeIndex) else index).to_numpy()

@@ -40,8 +40,8 @@ class MaskedLoss(nn.Module):
             raise ConfigError(f"loss is {name!r}, expected one of {', '.join(losses)}")
         if (name == "pinball") != bool(quantiles):
             raise ConfigError(
-                f"loss is {name!r} with quantiles {list(quantiles)}: quantiles are trained by loss=pinball, and it needs "
-                "them, e.g. [0.1, 0.5, 0.9]"
+                f"loss is {name!r} with quantiles {list(quantiles)}: quantiles are trained by loss=pinball, "
+                "which needs them, e.g. [0.1, 0.5, 0.9]"
             )
         self._elementwise = losses[name]
         self.levels: Tensor

@@ -145,8 +145,8 @@ class UntrainedTask(ForecastTask):
         super().__init__(**options)
         self.automatic_optimization = False
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        return None
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        """Do nothing; Lightning goes on to validation."""
 
     def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = True

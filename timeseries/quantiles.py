@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
     levels = tuple(float(level) for level in quantiles)
     if any(not 0 < level < 1 for level in levels):
         raise ConfigError(f"quantiles: found {list(levels)}, expected levels strictly between 0 and 1")
-    if any(low >= high for low, high in zip(levels, levels[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(levels)):
         raise ConfigError(f"quantiles: found {list(levels)}, expected each level once, in rising order")
     return levels
 
@@ -57,8 +58,9 @@ class ConformalOffsets(nn.Module):
 
     With residuals ``s_i = y_i - q_tau(x_i)`` of n held-out windows, the shift is the k-th smallest ``s_i`` with
     ``k = ceil((n + 1) tau)`` for ``tau > 1/2`` and ``k = floor((n + 1) tau)`` below, so that each tail errs on the
-    wide side; every horizon step and channel has shifts of its own. The guarantee of the source supposes exchangeable
-    windows; those of a series overlap and drift, so measure the coverage on later data.
+    wide side; every horizon step and channel has shifts of its own. Where n is too small for a level, the extreme
+    residual serves. The guarantee of the source supposes exchangeable windows; those of a series overlap and drift,
+    so measure the coverage on later data.
 
     Args:
         horizon: Steps H.

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -36,7 +36,7 @@ class NetworkForecaster(BaseForecaster):
     A subclass holds the network's parameters, and builds its task in ``_task``.
     """
 
-    _tags = {
+    _tags: ClassVar = {
         "authors": ["scanweave developers"],
         "maintainers": ["scanweave developers"],
         "python_dependencies": ["torch", "lightning"],
@@ -55,7 +55,7 @@ class NetworkForecaster(BaseForecaster):
         "requires-fh-in-fit": True,
     }
     # The estimator keeps the rows it needs itself; sktime's own copy is for those who turn it on.
-    _config = {"remember_data": False}
+    _config: ClassVar = {"remember_data": False}
 
     lookback: int | None
     sp: int | None
@@ -180,7 +180,7 @@ class NetworkForecaster(BaseForecaster):
         def windows(first: int, number: int) -> WindowDataset:
             return WindowDataset(arrays, np.array([first]), np.array([number]), spec.lookback, spec.horizon)
 
-        options = {"collate_fn": WindowDataset.collate}
+        options: dict[str, Any] = {"collate_fn": WindowDataset.collate}
         seed = int(torch.randint(2**31, ()))
         train = train_loader(windows(0, count - held), self.batch_size, seed=seed, drop_last=False, **options)
         keeper = _KeepBest()
@@ -311,9 +311,7 @@ class TPGNForecaster(NetworkForecaster):
         super().__init__()
 
     def _task(self) -> ForecastTask:
-        return TPGN(
-            hidden_size=self.hidden_size, norm=self.norm, future_marks=self.future_marks, **self._training
-        )
+        return TPGN(hidden_size=self.hidden_size, norm=self.norm, future_marks=self.future_marks, **self._training)
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ class ForecastTask(Task):
         """Return the point forecast (B, H, D)."""
         return forecast[..., point_index(self.quantiles)] if self.quantiles else forecast
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return {"forecast": self.forecast(batch), **{name: batch[name] for name in _KEPT if name in batch}}
 
     def save_predictions(self, outputs: list[Any], folder: Path) -> Path:
@@ -144,7 +144,7 @@ class ForecastTask(Task):
         path = folder / "predictions.csv"
         with atomic_file(path, "w") as file:
             table.to_csv(file, index=False)
-        draw_forecasts(data, [whole], self.quantiles, folder / "figures")
+        draw_forecasts(data, [whole], self.quantiles, folder / "figures", "prediction")
         return path
 
     def draw(self, folder: Path) -> list[Path]:
@@ -193,7 +193,7 @@ class ForecastTask(Task):
     def _data(self) -> ForecastData:
         if not self._has_data:
             raise ConfigError(f"{type(self).__name__} reads sizes and units from a ForecastData module; pass one")
-        return self.trainer.datamodule
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _original_error(self, batch: Mapping[str, Tensor], point: Tensor) -> Tensor:
         info, series = self._data.frame, batch["series"].cpu().numpy()

@@ -8,10 +8,7 @@ from scanweave.timeseries.data.spec import ForecastSpec
 
 
 def make_spec(**changes) -> ForecastSpec:
-    values = {
-        "lookback": 48, "horizon": 24, "channels": 1, "covariates": 0, "known": 0, "marks": 4, "freq": "h", "period": 24,
-    }  # fmt: skip
-    values.update(changes)
+    values = {"lookback": 48, "horizon": 24, "channels": 1, "marks": 4, "freq": "h", "period": 24} | changes
     names = tuple(f"y{i}" for i in range(values["channels"]))
     return ForecastSpec(**values, target_names=names)
 

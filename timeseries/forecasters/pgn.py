@@ -28,7 +28,8 @@ class _GatedBand(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, joint: Tensor, values: Tensor, shared: Tensor) -> Tensor:
         channels, rows, _ = own.shape
         fused = torch.mm(joint, shared).view(channels, rows, -1).baddbmm_(own, values)
-        history, gate, candidate = fused.view(channels, 3, -1).unbind(1)
+        parts = fused.view(channels, 3, -1)
+        history, gate, candidate = parts[:, 0], parts[:, 1], parts[:, 2]
         gate.sigmoid_()
         candidate.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, at a quarter of the time of torch.tanh on a CPU
         y = torch.lerp(candidate, history, gate)
@@ -40,21 +41,18 @@ class _GatedBand(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         own, joint, values, shared, fused, y = ctx.saved_tensors
         channels, rows, count = fused.shape
-        _, gate, candidate = fused.view(channels, 3, -1).unbind(1)
+        parts = fused.view(channels, 3, -1)
+        gate, candidate = parts[:, 1], parts[:, 2]
         d_fused = torch.empty_like(fused)
-        d_history, d_gate, d_candidate = d_fused.view(channels, 3, -1).unbind(1)
-        torch.mul(dy, gate, out=d_history)
+        d_parts = d_fused.view(channels, 3, -1)
+        d_history = torch.mul(dy, gate, out=d_parts[:, 0])
         rest = dy - d_history
-        torch.mul(rest, y - candidate, out=d_gate)
-        torch.mul(rest, torch.addcmul(_one(rest), candidate, candidate, value=-1), out=d_candidate)
+        torch.mul(rest, y - candidate, out=d_parts[:, 1])
+        torch.addcmul(rest, rest * candidate, candidate, value=-1, out=d_parts[:, 2])
         flat = d_fused.view(channels * rows, count)
         d_values = own.mT @ d_fused if ctx.needs_input_grad[2] else None
         d_shared = joint.mT @ flat if ctx.needs_input_grad[3] else None
         return d_fused @ values.mT, flat @ shared.mT, d_values, d_shared
-
-
-def _one(like: Tensor) -> Tensor:
-    return torch.ones((), dtype=like.dtype, device=like.device)
 
 
 class PGN(nn.Module):
@@ -64,8 +62,8 @@ class PGN(nn.Module):
     ``y_t = sigmoid(g_t) H_t + (1 - sigmoid(g_t)) tanh(c_t)``.
 
     Each channel has weights of its own and reads its value together with the inputs that all channels share (the
-    calendar, covariates). H is linear in x, so the gates are too: the three maps are composed and written as one product
-    with a banded matrix over all steps. The shared inputs are stored once for all channels.
+    calendar, covariates). H is linear in x, so the gates are too: the three maps are composed and written as one
+    product with a banded matrix over all steps. The shared inputs are stored once for all channels.
 
     Args:
         length: Steps L.
@@ -85,12 +83,15 @@ class PGN(nn.Module):
         self.window = max(1, min(window or length - 1, length - 1))
         inputs = 1 + shared
         history_fan, gate_fan = inputs * self.window, inputs + hidden_size
-        self.history_weight = conv_uniform(channels, hidden_size, inputs, self.window, fan_in=history_fan)
-        self.history_bias = conv_uniform(channels, hidden_size, fan_in=history_fan)
+        self.history_weight = conv_uniform(channels, hidden_size, inputs * self.window, fan_in=history_fan)
+        self.history_bias = conv_uniform(channels, hidden_size, 1, fan_in=history_fan)
         self.gate_weight = conv_uniform(channels, 2 * hidden_size, gate_fan, fan_in=gate_fan)
-        self.gate_bias = conv_uniform(channels, 2 * hidden_size, fan_in=gate_fan)
-        self._taps: Tensor
-        self.register_buffer("_taps", self._tap_table(), persistent=False)
+        self.gate_bias = conv_uniform(channels, 2 * hidden_size, 1, fan_in=gate_fan)
+        own, joint = self._tap_tables()
+        self._own: Tensor
+        self._joint: Tensor
+        self.register_buffer("_own", own, persistent=False)
+        self.register_buffer("_joint", joint, persistent=False)
 
     def forward(self, values: Tensor, shared: Tensor) -> Tensor:
         """Run all steps of N sequences.
@@ -103,29 +104,36 @@ class PGN(nn.Module):
             (C, d, L, N).
         """
         channels, length, count = values.shape
-        band, bias = self._band()
-        own = band[..., :length].contiguous()
-        joint = torch.cat((band[..., length:], bias.unsqueeze(-1)), dim=-1).view(-1, self.shared * length + 1)
+        own, joint = self._bands()
         known = torch.cat((shared.reshape(-1, count), shared.new_ones(1, count)))
         return _GatedBand.apply(own, joint, values, known).view(channels, self.hidden_size, length, count)
 
-    def _band(self) -> tuple[Tensor, Tensor]:
-        """Compose the maps from all steps to H, g and c of each: (C, 3 d L, (1 + S) L), and their bias (C, 3 d L)."""
-        channels, d, inputs, window = self.history_weight.shape
-        now, past = self.gate_weight[..., :inputs], self.gate_weight[..., inputs:]
-        gates = torch.bmm(past, self.history_weight.view(channels, d, -1)).view(channels, 2 * d, inputs, window)
-        gates = torch.cat((gates, now.unsqueeze(-1)), dim=-1)
-        taps = F.pad(torch.cat((F.pad(self.history_weight, (0, 1)), gates), dim=1), (1, 0))
-        taps = taps.view(channels * 3 * d, -1)
-        band = taps.gather(1, self._taps.expand(len(taps), -1))
-        bias = torch.baddbmm(self.gate_bias.unsqueeze(-1), past, self.history_bias.unsqueeze(-1)).squeeze(-1)
-        bias = torch.cat((self.history_bias, bias), dim=1).repeat_interleave(self.length, dim=1)
-        return band.view(channels, 3 * d * self.length, inputs * self.length), bias
+    def _bands(self) -> tuple[Tensor, Tensor]:
+        """Compose the maps from all steps to H, g and c of each, and spread them to banded matrices.
 
-    def _tap_table(self) -> Tensor:
-        """Return the place of each entry of the band among a feature's taps: place 0 is a zero, then oldest first."""
-        step = torch.arange(self.length)
-        lag = step[:, None] - step[None, :]
-        place = torch.where((lag >= 0) & (lag <= self.window), self.window - lag + 1, 0)
-        offset = (self.window + 2) * torch.arange(1 + self.shared)
-        return (place[:, None, :] + offset[None, :, None]).reshape(1, -1)
+        Returns:
+            (C, 3 d L, L) for the channels' values, and (C 3 d L, S L + 1) for the shared inputs and the constant 1.
+        """
+        length, inputs = self.length, 1 + self.shared
+        now, past = self.gate_weight.split((inputs, self.hidden_size), dim=2)
+        history = torch.cat((self.history_weight, self.history_bias), dim=2)
+        bias = F.pad(self.gate_bias, (inputs * self.window, 0))
+        gates = torch.cat((torch.baddbmm(bias, past, history), now), dim=2)
+        taps = F.pad(torch.cat((F.pad(history, (0, inputs)), gates), dim=1), (1, 0)).flatten(0, 1)
+        own = taps.gather(1, self._own.expand(len(taps), -1)).view(self.channels, -1, length)
+        joint = taps.gather(1, self._joint.expand(len(taps), -1)).view(-1, self.shared * length + 1)
+        return own, joint
+
+    def _tap_tables(self) -> tuple[Tensor, Tensor]:
+        """Return where each entry of a feature's two bands, row by row, stands among its taps.
+
+        The taps: a zero; w of each input, oldest first; the bias; each input's present step.
+        """
+        window, inputs, step = self.window, 1 + self.shared, torch.arange(self.length)
+        lag = (step[:, None] - step[None, :])[:, None, :]
+        feature = torch.arange(inputs)[None, :, None]
+        bias = 1 + inputs * window
+        earlier = torch.where((lag >= 1) & (lag <= window), 1 + window * (feature + 1) - lag, 0)
+        place = torch.where(lag == 0, bias + 1 + feature, earlier)
+        joint = torch.cat((place[:, 1:].flatten(1), torch.full((self.length, 1), bias)), dim=1)
+        return place[:, 0].reshape(1, -1), joint.reshape(1, -1)

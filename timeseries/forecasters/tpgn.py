@@ -62,14 +62,14 @@ class TPGNNetwork(Forecaster):
 
         self.pgn = PGN(self.rows, d, channels=channels, shared=self.shared)
         self.long_weight = conv_uniform(channels, d, d * self.rows, fan_in=d * self.rows)
-        self.long_bias = conv_uniform(channels, d, fan_in=d * self.rows)
+        self.long_bias = conv_uniform(channels, d, 1, fan_in=d * self.rows)
         self.row_weight = conv_uniform(channels, inputs, self.period, d, fan_in=inputs * self.period)
-        self.row_bias = conv_uniform(channels, d, fan_in=inputs * self.period)
+        self.row_bias = conv_uniform(channels, 1, d, fan_in=inputs * self.period)
         self.short_weight = conv_uniform(channels, d, d * self.rows, fan_in=d * self.rows)
-        self.short_bias = conv_uniform(channels, d, fan_in=d * self.rows)
+        self.short_bias = conv_uniform(channels, d, 1, fan_in=d * self.rows)
         head_fan = 2 * d + self.ahead * self.rows_out
         self.head_weight = conv_uniform(channels, self.rows_out * self.outputs, head_fan, fan_in=head_fan)
-        self.head_bias = conv_uniform(channels, self.rows_out * self.outputs, fan_in=head_fan)
+        self.head_bias = conv_uniform(channels, self.rows_out * self.outputs, 1, fan_in=head_fan)
 
     def decode(self, past: Tensor, batch: Batch) -> Tensor:
         size, channels = len(past), self.spec.channels
@@ -80,13 +80,14 @@ class TPGNNetwork(Forecaster):
 
         d = self.hidden_size
         states = self.pgn(values.view(grid), joint).reshape(channels, d * self.rows, size * self.period)
-        long = torch.baddbmm(self.long_bias.unsqueeze(-1), self.long_weight, states)
+        long = torch.baddbmm(self.long_bias, self.long_weight, states)
         short = self._short_term(values, shared)
 
-        out = torch.bmm(self.head_weight[..., :d], long)
+        to_long, to_short, to_ahead = self.head_weight.split((d, d, self.ahead * self.rows_out), dim=2)
+        out = torch.bmm(to_long, long)
         if self.ahead:
-            out = out + self._ahead(batch)
-        row = torch.baddbmm(self.head_bias.unsqueeze(-1), self.head_weight[..., d : 2 * d], short)
+            out = out + self._ahead(batch, to_ahead)
+        row = torch.baddbmm(self.head_bias, to_short, short)
         out = out.view(channels, -1, size, self.period) + row.unsqueeze(-1)
         out = out.view(channels, self.rows_out, self.outputs, size, self.period).permute(3, 1, 4, 0, 2)
         return out.reshape(size, self.rows_out * self.period, channels, self.outputs)[:, : self.spec.horizon]
@@ -102,20 +103,20 @@ class TPGNNetwork(Forecaster):
         """Map values (C, R, B, period) and shared inputs (B, R, period, S) over the columns, then rows: (C, d, B)."""
         channels, rows, size, period = values.shape
         d = self.hidden_size
-        row = torch.baddbmm(self.row_bias.unsqueeze(1), values.view(channels, rows * size, period), self.row_weight[:, 0])
+        own, joint = self.row_weight.split((1, self.shared), dim=1)
+        row = torch.baddbmm(self.row_bias, values.view(channels, rows * size, period), own.squeeze(1))
         row = row.view(channels, rows, size, d)
         if self.shared:
-            weight = self.row_weight[:, 1:].permute(2, 1, 0, 3).reshape(period * self.shared, channels * d)
-            joint = shared.reshape(size * rows, period * self.shared) @ weight
-            row = row + joint.view(size, rows, channels, d).permute(2, 1, 0, 3)
+            weight = joint.permute(2, 1, 0, 3).reshape(period * self.shared, channels * d)
+            known = shared.reshape(size * rows, period * self.shared) @ weight
+            row = row + known.view(size, rows, channels, d).permute(2, 1, 0, 3)
         row = row.permute(0, 3, 1, 2).reshape(channels, d * rows, size)
-        return torch.baddbmm(self.short_bias.unsqueeze(-1), self.short_weight, row)
+        return torch.baddbmm(self.short_bias, self.short_weight, row)
 
-    def _ahead(self, batch: Batch) -> Tensor:
+    def _ahead(self, batch: Batch, weight: Tensor) -> Tensor:
         """Map what is known of the horizon, column by column: (C, rows_out * O, B * period)."""
         ahead = future_inputs(batch, self.spec.lookback, marks=self.future_marks)
         ahead = F.pad(ahead, (0, 0, 0, self.rows_out * self.period - self.spec.horizon))
         ahead = ahead.unflatten(1, (self.rows_out, self.period)).permute(3, 1, 0, 2)
-        weight = self.head_weight[..., 2 * self.hidden_size :]
         out = weight.reshape(-1, weight.shape[-1]) @ ahead.reshape(weight.shape[-1], -1)
         return out.view(*weight.shape[:2], -1)
