@@ -167,14 +167,16 @@ class ForecastTask(Task):
             torch.set_num_threads(self._threads)
             self._threads = None
 
+    def on_validation_epoch_start(self) -> None:
+        if self.quantiles:
+            self.residuals.reset()
+
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Before the epoch's end, where an average of the weights would already have been swapped out again.
         last = batch_idx + 1 == sum(self.trainer.num_val_batches)
-        if not (self.quantiles and self.calibrate and last):
-            return
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        training = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if self.quantiles and self.calibrate and training and last:
             self.offsets.calibrate(*self.residuals.compute())
-        self.residuals.reset()
 
     def on_test_start(self) -> None:
         self._shown = []

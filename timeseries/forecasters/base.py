@@ -45,10 +45,15 @@ class Forecaster(nn.Module):
         past = fill_missing(batch["past"], batch.get("past_mask"))
         if self.norm:
             past, mean, deviation = standardise(past)
-            raw = torch.addcmul(mean.unsqueeze(-1), self.decode(past, batch), deviation.unsqueeze(-1))
+            out = self.order(self.decode(past, batch))
+            out = torch.addcmul(mean.unsqueeze(-1), out, deviation.unsqueeze(-1))
         else:
-            raw = self.decode(past, batch)
-        return uncross(raw, self.quantiles) if self.quantiles else raw.squeeze(-1)
+            out = self.order(self.decode(past, batch))
+        return out if self.quantiles else out.squeeze(-1)
+
+    def order(self, raw: Tensor) -> Tensor:
+        """Turn raw outputs (B, H, D, O) into quantiles in order, where there are any."""
+        return uncross(raw, self.quantiles) if self.quantiles else raw
 
     def decode(self, past: Tensor, batch: Batch) -> Tensor:
         """Return raw outputs (B, H, D, O) for complete, possibly normalised ``past`` (B, L, D)."""

@@ -12,21 +12,29 @@ from ..data.spec import ForecastSpec
 from .base import Batch, Forecaster
 
 
-class WindowMeanNetwork(Forecaster):
+class Rule(Forecaster):
+    """Base of the controls without weights: every quantile is the point forecast until calibration spreads them."""
+
+    def order(self, raw: Tensor) -> Tensor:
+        """Return the outputs as they are: equal quantiles are in order."""
+        return raw
+
+
+class WindowMeanNetwork(Rule):
     """Forecast the mean of the lookback."""
 
     def decode(self, past: Tensor, batch: Batch) -> Tensor:
         return _repeat(past.mean(1, keepdim=True), self.spec.horizon, self.outputs)
 
 
-class LastValueNetwork(Forecaster):
+class LastValueNetwork(Rule):
     """Forecast the last value."""
 
     def decode(self, past: Tensor, batch: Batch) -> Tensor:
         return _repeat(past[:, -1:], self.spec.horizon, self.outputs)
 
 
-class SeasonalNaiveNetwork(Forecaster):
+class SeasonalNaiveNetwork(Rule):
     """Forecast the last season, repeated.
 
     Args:
