@@ -29,8 +29,15 @@ def built() -> dict[str, Path]:
     return {name: paths[0] for name, paths in found.items() if paths}
 
 
+def usable() -> list[str]:
+    """Return the built instruction sets that this processor has, from the plainest to the widest."""
+    widest = _WIDEST.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    found = built()
+    return [name for name in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(widest) + 1] if name in found]
+
+
 def instruction_set() -> str | None:
-    """Return the widest built instruction set that this processor has, or what ``SCANWEAVE_ISA`` names.
+    """Return the widest usable instruction set, or what ``SCANWEAVE_ISA`` names.
 
     Returns:
         One of :data:`INSTRUCTION_SETS`, or None where no library was built.
@@ -38,14 +45,10 @@ def instruction_set() -> str | None:
     Raises:
         RuntimeError: ``SCANWEAVE_ISA`` names a set that is not built or that this processor lacks.
     """
-    widest = _WIDEST.get(torch.backends.cpu.get_cpu_capability(), "baseline")
-    usable = [s for s in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(widest) + 1] if s in built()]
-    wanted = os.environ.get("SCANWEAVE_ISA")
-    if wanted:
-        if wanted not in usable:
-            raise RuntimeError(f"SCANWEAVE_ISA={wanted!r}: this processor and this install can use {usable or 'none'}")
-        return wanted
-    return usable[-1] if usable else None
+    found, wanted = usable(), os.environ.get("SCANWEAVE_ISA")
+    if wanted and wanted not in found:
+        raise RuntimeError(f"SCANWEAVE_ISA={wanted!r}: this processor and this install can use {found or 'none'}")
+    return wanted or (found[-1] if found else None)
 
 
 @functools.cache

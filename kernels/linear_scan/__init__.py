@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -150,3 +151,11 @@ _op = define_op(
 register_kernel("linear_scan", "reference", Kernel(linear_scan_reference, None, always))
 register_kernel("linear_scan", "chunked", Kernel(linear_scan_chunked, linear_scan_chunked_backward, always))
 register_kernel("linear_scan", "cpu", Kernel(linear_scan_cpu, linear_scan_cpu_backward, cpu_refuses))
+if find_spec("triton"):
+    from . import triton as _triton
+
+    register_kernel(
+        "linear_scan",
+        "triton",
+        Kernel(_triton.linear_scan_triton, _triton.linear_scan_triton_backward, _triton.refuses),
+    )
