@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,6 +53,40 @@ def uncross(raw: Tensor, quantiles: Sequence[float]) -> Tensor:
     above = centre + steps[..., middle + 1 :].cumsum(-1)
     below = centre - steps[..., :middle].flip(-1).cumsum(-1).flip(-1)
     return torch.cat((below, centre, above), dim=-1)
+
+
+def at_levels(values: np.ndarray, quantiles: Sequence[float], alpha: Sequence[float]) -> np.ndarray:
+    """Read quantiles of any level off trained ones, linear in the normal distribution's quantiles.
+
+    Beyond the outermost levels the line through the two last ones goes on; one level stands for all.
+
+    Args:
+        values: (..., Q) rising quantiles.
+        quantiles: Q rising levels.
+        alpha: Levels asked for, each in (0, 1), or 0 and 1, which are infinite.
+
+    Returns:
+        (..., A).
+
+    Raises:
+        ConfigError: A level is outside [0, 1].
+    """
+    if any(not 0 <= level <= 1 for level in alpha):
+        raise ConfigError(f"alpha: found {list(alpha)}, expected levels from 0 to 1")
+    if len(quantiles) == 1:
+        return np.repeat(values, len(alpha), axis=-1)
+    normal = NormalDist()
+    known = np.array([normal.inv_cdf(level) for level in quantiles])
+    columns = []
+    for level in alpha:
+        if level in (0, 1):
+            columns.append(np.full(values.shape[:-1], -np.inf if level == 0 else np.inf))
+            continue
+        place = normal.inv_cdf(level)
+        i = int(np.clip(np.searchsorted(known, place), 1, len(known) - 1))
+        share = (place - known[i - 1]) / (known[i] - known[i - 1])
+        columns.append(values[..., i - 1] + share * (values[..., i] - values[..., i - 1]))
+    return np.stack(columns, axis=-1)
 
 
 class ConformalOffsets(nn.Module):

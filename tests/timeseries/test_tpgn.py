@@ -16,7 +16,7 @@ from .windows import make_batch, make_spec
 
 def pgn_by_definition(pgn: PGN, values: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """The equations of PGN's docstring, step by step."""
-    channels, length, count = values.shape
+    channels, length, _ = values.shape
     x = torch.cat((values.unsqueeze(1), shared.expand(channels, -1, -1, -1)), dim=1)
     window, zeros = pgn.window, torch.zeros_like(x[:, :, :1]).repeat(1, 1, pgn.window, 1)
     padded = torch.cat((zeros, x), dim=2)
@@ -72,7 +72,9 @@ def test_pgn_sees_no_later_step() -> None:
 
 
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize(("channels", "hidden", "lookback", "horizon"), [(1, 2, 168, 168), (7, 8, 96, 48), (2, 5, 24, 72)])
+@pytest.mark.parametrize(
+    ("channels", "hidden", "lookback", "horizon"), [(1, 2, 168, 168), (7, 8, 96, 48), (2, 5, 24, 72)]
+)
 def test_equals_grouped_convolutions(channels: int, hidden: int, lookback: int, horizon: int, norm: bool) -> None:
     torch.manual_seed(0)
     spec = make_spec(channels=channels, lookback=lookback, horizon=horizon)
@@ -105,7 +107,17 @@ def test_is_initialised_as_convolutions_are() -> None:
 
 @pytest.mark.parametrize(
     ("lookback", "horizon", "period"),
-    [(168, 168, 24), (100, 50, 24), (24, 24, 24), (25, 1, 24), (10, 30, 24), (1, 1, 24), (1, 5, 1), (36, 7, 12), (60, 13, 52)],
+    [
+        (168, 168, 24),
+        (100, 50, 24),
+        (24, 24, 24),
+        (25, 1, 24),
+        (10, 30, 24),
+        (1, 1, 24),
+        (1, 5, 1),
+        (36, 7, 12),
+        (60, 13, 52),
+    ],
 )
 def test_any_lookback_horizon_and_period(lookback: int, horizon: int, period: int) -> None:
     spec = make_spec(lookback=lookback, horizon=horizon, period=period, channels=2, known=1, covariates=2, marks=3)
