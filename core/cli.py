@@ -24,6 +24,7 @@ STANDARD_VERBS = {
     "validate": "measure a checkpoint on the validation set",
     "test": "measure a checkpoint on the test set",
     "predict": "write a checkpoint's predictions",
+    "export": "write a checkpoint's weights as safetensors and JSON",
 }
 _COMMANDS = {
     "demo": "a first result in under a minute, on built-in data",

@@ -136,10 +136,10 @@ class PlainProgress(ProgressBar):
     """One line per epoch, for output that is not a terminal."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.is_disabled or not trainer.is_global_zero:
+        metrics = trainer.callback_metrics  # gathers from all processes: all must ask
+        if self.is_disabled:
             return
-        shown = {**trainer.logged_metrics, **trainer.callback_metrics}
-        values = "  ".join(f"{key} {float(value):.4g}" for key, value in sorted(shown.items()))
+        values = "  ".join(f"{key} {float(value):.4g}" for key, value in sorted(metrics.items()))
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
 
     def disable(self) -> None:

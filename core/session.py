@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from .checkpoint import export
 from .cli import UsageError
 from .errors import ConfigError
 from .guard import check_arguments, find_config
@@ -25,11 +26,18 @@ from .plots import training_curve
 from .resume import ResumeState, RunCheckpoint, Stopped
 from .run import RunFolder, progress_bar
 from .spec import Session, TaskSpec
-from .storage import CheckpointStore, atomic_file, read_checkpoint
+from .storage import CheckpointStore, atomic_file, read_checkpoint, require_same_layout
 
 # Lightning turns this on; a configuration is never fetched from the network here.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
 
+_UNNEEDED_ADVICE = (
+    "custom batch sampler `EvaluationOrder`",  # it returns all indices
+    "does not have many workers",  # the user's choice
+    "smaller than the logging interval",  # losses are logged per epoch
+    "`isinstance.treespec, LeafSpec.` is deprecated",  # inside Lightning
+    "was deprecated in v4",  # jsonargparse, inside Lightning
+)
 _NOT_KEPT = ("config", "out", "ckpt_path")
 
 
@@ -52,9 +60,8 @@ def run_verb(spec: TaskSpec, verb: str, options: Sequence[str]) -> int:
     if extra is not None and not extra.configured:
         return run_function(extra.function, options, f"{spec.name} {verb}")
     with warnings.catch_warnings():
-        # Our evaluation order returns all indices; the number of workers is the user's choice.
-        warnings.filterwarnings("ignore", message=".*custom batch sampler `EvaluationOrder`.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        for text in _UNNEEDED_ADVICE:
+            warnings.filterwarnings("ignore", message=f".*{text}.*")
         cli = TaskCLI(spec, verb, options)
         try:
             if extra is not None:
@@ -92,8 +99,7 @@ def run_function(function: Callable[..., Any], options: Sequence[str], name: str
     )
     added = parser.add_function_arguments(function, fail_untyped=False)
     check_arguments(options)
-    config = parse(parser, options)
-    values = parser.instantiate_classes(config)
+    values = parse(parser, options)
     result = function(**{key: values[key] for key in added})
     return result if isinstance(result, int) else 0
 
@@ -266,6 +272,17 @@ def predict(session: Session) -> None:
         print(f"predictions: {path}")
 
 
+def export_weights(session: Session) -> None:
+    """Write a checkpoint's weights as safetensors and JSON."""
+    if session.ckpt_path is None:
+        raise UsageError("export needs --ckpt_path: best or last with --out, or a checkpoint's path")
+    session.model.build()
+    weights = read_checkpoint(session.ckpt_path)["state_dict"]
+    require_same_layout(weights, session.model.state_dict(), session.ckpt_path)
+    session.model.load_state_dict(weights)
+    print(f"exported: {export(session.model, session.run.path / 'export')}")
+
+
 def _report(session: Session, metrics: dict[str, Any]) -> None:
     """Print the metrics, write them, draw the figures."""
     if not session.trainer.is_global_zero:
@@ -282,4 +299,10 @@ def _report(session: Session, metrics: dict[str, Any]) -> None:
     print(f"run folder: {session.run.path}")
 
 
-_VERBS: dict[str, Callable[[Session], None]] = {"fit": fit, "validate": validate, "test": test, "predict": predict}
+_VERBS: dict[str, Callable[[Session], None]] = {
+    "fit": fit,
+    "validate": validate,
+    "test": test,
+    "predict": predict,
+    "export": export_weights,
+}

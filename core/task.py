@@ -222,7 +222,7 @@ class Task(pl.LightningModule):
             raise self._non_finite("the gradient's norm", norm)
 
     def on_train_epoch_end(self) -> None:
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def _non_finite(self, what: str, value: Tensor) -> NonFiniteError:
         return NonFiniteError(

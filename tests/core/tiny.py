@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ class Signal(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         if trainer.global_step == self.batch:
             os.kill(os.getpid(), signal.Signals(self.number))
+
+
+class FullDisk(Callback):
+    """Lets no file of this process grow beyond a size, from the start of an epoch on.
+
+    Args:
+        epoch: Zero-based epoch.
+        size: Bytes.
+    """
+
+    def __init__(self, epoch: int, size: int) -> None:
+        self.epoch = epoch
+        self.size = size
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
 def greet(name: str = "world", times: int = 1) -> None:
