@@ -129,16 +129,18 @@ def select(op: str, tensor: Tensor, backend: str | None = None) -> str:
                 f"{op}: backend {wanted!r} cannot serve a {tensor.dtype} tensor on {tensor.device}: {reason}"
             )
         return wanted
+    return _default(kernels, tensor)
+
+
+def _default(kernels: dict[str, Kernel], tensor: Tensor) -> str:
     name = "cpu" if tensor.device.type == "cpu" else "triton"
-    if name in kernels and kernels[name].refuses(tensor) is None:
-        return name
-    return "chunked"
+    return name if name in kernels and kernels[name].refuses(tensor) is None else "chunked"
 
 
 def served_by(
     device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> dict[str, tuple[str, dict[str, Reason]]]:
-    """Tell which backend serves each op on a device, and why the others do not.
+    """Tell which backend serves each op on a device when none is forced, and why the others do not.
 
     Args:
         device: Where the tensors would lie.
@@ -149,7 +151,7 @@ def served_by(
     """
     probe = torch.empty(0, dtype=dtype, device=device)
     return {
-        op: (select(op, probe), {name: form.refuses(probe) for name, form in forms.items()})
+        op: (_default(forms, probe), {name: form.refuses(probe) for name, form in forms.items()})
         for op, forms in _kernels.items()
     }
 

@@ -107,8 +107,10 @@ def define_op(
         return Function.apply(*args[:-2], True, args[-1]) if extras else Function.apply(*args)
 
     def run_autograd(*args: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return apply(*args)
+        if torch.is_grad_enabled():
+            for i in differentiable:
+                if args[i] is not None and args[i].requires_grad:
+                    return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return forward_op(*args)
 
@@ -121,10 +123,13 @@ def define_op(
     torch.library.register_fake(f"scanweave::{name}_backward", fake_backward, lib=_library)
 
     def call(*args: Any) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return forward_op(*args)
         # torch.func.grad must meet the Function itself: below the dispatcher its levels are out of reach.
         if torch._C._are_functorch_transforms_active():
             return apply(*args)
-        return forward_op(*args)
+        # What the dispatcher would call first, without its trip through Python and back.
+        return run_autograd(*args)
 
     return call
 

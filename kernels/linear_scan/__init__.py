@@ -66,13 +66,15 @@ def linear_scan(
     _check(a, b, initial_state, reset)
     shape = b.shape
     h = None if initial_state is None else initial_state.reshape(shape[0], -1).to(state_dtype(b.dtype))
-    a3, b3 = _flatten(a, shape), b.reshape(shape[0], shape[1], -1)
+    plain = len(shape) == 3  # nothing to flatten: views of tensors cost as much as a small scan
+    a3 = a if plain and a.dim() == 3 and a.shape[2] == shape[2] else _flatten(a, shape)
+    b3 = b if plain else b.reshape(shape[0], shape[1], -1)
     chosen = select("linear_scan", b, backend)
     if chosen == "reference":
         y, final = linear_scan_reference(a3, b3, h, reset, reverse)
     else:
         y, final = _op(a3, b3, h, reset, reverse, chosen)
-    return y.view(shape), final.view(shape[0], *shape[2:])
+    return (y, final) if plain else (y.view(shape), final.view(shape[0], *shape[2:]))
 
 
 def _flatten(a: Tensor, shape: torch.Size) -> Tensor:

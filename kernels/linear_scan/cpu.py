@@ -36,7 +36,8 @@ def _rows(x: Tensor | None) -> tuple[int, int, int]:
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x in the state's dtype with its channels side by side; its other strides stay."""
-    x = x.to(dtype).resolve_conj().resolve_neg()
+    if x.dtype != dtype or x.is_conj() or x.is_neg():
+        x = x.to(dtype).resolve_conj().resolve_neg()
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
 
 
@@ -68,7 +69,7 @@ def linear_scan_cpu(
     )
     if overflow:
         check_finite("linear_scan", "a", a)
-    return y.to(b.dtype), final
+    return (y if b.dtype == dtype else y.to(b.dtype)), final
 
 
 def linear_scan_cpu_backward(
@@ -83,7 +84,7 @@ def linear_scan_cpu_backward(
     """Compute the gradients of a, b and the initial state in one pass over reversed time; see :mod:`.adjoint`."""
     dtype = state_dtype(y.dtype)
     batch, length, channels = y.shape
-    decay, states = _plain(a, dtype), y.to(dtype).contiguous()
+    decay, states = _plain(a, dtype), (y if y.dtype == dtype else y.to(dtype)).contiguous()
     into = None if dy is None else _plain(dy, dtype)
     initial = None if initial_state is None else initial_state.contiguous().resolve_conj()
     last = None if dfinal is None else dfinal.contiguous().resolve_conj()
@@ -107,4 +108,6 @@ def linear_scan_cpu_backward(
         reverse,
         summed,
     )
-    return da.sum_to_size(a.shape).to(a.dtype), db.to(y.dtype), dinitial
+    if da.shape != a.shape:
+        da = da.sum_to_size(a.shape)
+    return (da, db, dinitial) if y.dtype == dtype else (da.to(a.dtype), db.to(y.dtype), dinitial)
