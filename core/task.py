@@ -249,6 +249,9 @@ class Task(pl.LightningModule):
         checkpoint["context"] = self.context()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self._is_built:  # `load_from_checkpoint` calls neither the Trainer nor `setup`
+            self.set_context(checkpoint.get("context", {}))
+            self.build()
         require_same_layout(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
 
 

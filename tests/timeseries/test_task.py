@@ -102,6 +102,16 @@ def test_checkpoints_hold_the_shifts_of_their_own_weights(tmp_path: Path, ema: f
     torch.testing.assert_close(shift, task.offsets.shift, rtol=0, atol=1e-5)
 
 
+def test_loads_from_a_checkpoint_alone(tmp_path: Path) -> None:
+    data, task = make_data(), TPGN(hidden_size=3, quantiles=[0.2, 0.8])
+    trainer = make_trainer(tmp_path)
+    trainer.fit(task, data)
+    loaded = TPGN.load_from_checkpoint(trainer.checkpoint_callback.last_path, weights_only=True)
+    batch = data.dataset("test").gather([0, 5])
+    assert loaded.spec == data.spec
+    assert torch.equal(loaded.forecast(batch), task.forecast(batch))
+
+
 def test_calibration_can_be_left_out(tmp_path: Path) -> None:
     task = LastValue(quantiles=[0.1, 0.9], calibrate=False)
     make_trainer(tmp_path).fit(task, make_data())
