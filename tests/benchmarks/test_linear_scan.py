@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_a_decay_constant_over_time(bench_out: Path | None) -> None:
     compare("linear_scan complex, B 4 L 1024 C 128", calls, floor_seconds=floor, out=bench_out)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_peak_memory() -> None:
     setup = """
 import torch

@@ -281,7 +281,7 @@ def test_vmap_over_sequences(case: Case, backend: str) -> None:
         assert_close(final[i], wanted[1], 1e-6, "final_state")
 
 
-@pytest.mark.parametrize(("case", "backend"), [row for row in ROWS if row.values[1] != "triton"])
+@served
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_gradients_under_vmap(case: Case, backend: str) -> None:
     """Gradients per sample, parameters among them, equal one call per sample."""
