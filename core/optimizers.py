@@ -38,7 +38,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if callable(getattr(child, "no_weight_decay", None))
         for name in child.no_weight_decay()
     }
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_exempt = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False) or name in exempt

@@ -117,7 +117,8 @@ def _keys(parser: LightningArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions if action.dest not in ("help", "version")]
 
 
-def _subclasses(base: type) -> Iterable[type]:
+def _subclasses(base: type[Any]) -> Iterable[type[Any]]:
+    cls: type[Any]
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)

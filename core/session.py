@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -94,9 +94,7 @@ def run_function(function: Callable[..., Any], options: Sequence[str], name: str
     Raises:
         UsageError: The options cannot be understood.
     """
-    parser = LightningArgumentParser(
-        prog=f"scanweave {name}", description=None, exit_on_error=False, allow_abbrev=False
-    )
+    parser = LightningArgumentParser(prog=f"scanweave {name}", description="", exit_on_error=False, allow_abbrev=False)
     added = parser.add_function_arguments(function, fail_untyped=False)
     check_arguments(options)
     values = parse(parser, options)
@@ -160,7 +158,7 @@ class TaskCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer
-        callbacks = [ResumeState()]
+        callbacks: list[Callback] = [ResumeState()]
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         if config.enable_checkpointing is not False and not any(isinstance(c, RunCheckpoint) for c in given):
             callbacks.append(RunCheckpoint(self.run.checkpoints, **self.config_init.checkpoint))
@@ -283,7 +281,7 @@ def export_weights(session: Session) -> None:
     print(f"exported: {export(session.model, session.run.path / 'export')}")
 
 
-def _report(session: Session, metrics: dict[str, Any]) -> None:
+def _report(session: Session, metrics: Mapping[str, Any]) -> None:
     """Print the metrics, write them, draw the figures."""
     if not session.trainer.is_global_zero:
         return
@@ -293,7 +291,7 @@ def _report(session: Session, metrics: dict[str, Any]) -> None:
     session.run.figures.mkdir(parents=True, exist_ok=True)
     drawn = session.model.draw(session.run.figures)
     history = session.run.history()
-    losses = {key: history[key] for key in ("train/loss", "val/loss") if key in history}
+    losses: dict[str, Mapping[int, float]] = {key: history[key] for key in ("train/loss", "val/loss") if key in history}
     if losses:
         drawn.append(training_curve(losses, session.run.figures / "training.png"))
     print(f"run folder: {session.run.path}")

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from .errors import ConfigError
@@ -72,6 +72,7 @@ class Task(pl.LightningModule):
     monitor: str = "val/loss"
     monitor_mode: Literal["min", "max"] = "min"
 
+    model: nn.Module
     train_metrics: MetricCollection
     val_metrics: MetricCollection
     test_metrics: MetricCollection
