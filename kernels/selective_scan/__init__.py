@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -118,8 +120,8 @@ def _check(
     check_length(op, "u", u)
     batch, length, channels = u.shape
     check_dtype(op, "A", A, parameter)
-    if A.dim() != 2 or A.shape[0] != channels:
-        raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (C, N) with C = {channels}")
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
+        raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (C, N) with C = {channels} and N >= 1")
     if B.dim() != 4 or B.shape[2] == 0 or channels % B.shape[2]:
         raise ValueError(
             f"{op}: B has shape {tuple(B.shape)}, expected (B, L, N) or (B, L, G, N) "
@@ -224,3 +226,7 @@ _op = define_op(
 register_kernel("selective_scan", "reference", Kernel(selective_scan_reference, None, always))
 register_kernel("selective_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))
 register_kernel("selective_scan", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
+if find_spec("triton"):
+    from . import triton
+
+    register_kernel("selective_scan", "triton", Kernel(triton.forward, triton.backward, triton.refuses))

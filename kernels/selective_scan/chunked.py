@@ -17,7 +17,7 @@ from ..checks import check_finite, state_dtype
 from .reference import step_size
 
 #: Steps between two saved states, for every backend: the backward pass may run in another one than the forward pass.
-CHUNK = 32
+CHUNK = 16
 
 
 class _Chunk(NamedTuple):
@@ -33,7 +33,8 @@ class _Chunk(NamedTuple):
     def inputs(self) -> Tensor:
         """Return ``delta_t B_t u_t`` (T, B, C, N)."""
         steps, batch, groups, _, n = self.B.shape
-        return (self.x.view(steps, batch, groups, -1, 1) * self.B).view(steps, batch, -1, n)
+        channels = self.x.shape[2]
+        return (self.x.view(steps, batch, groups, channels // groups, 1) * self.B).view(steps, batch, channels, n)
 
 
 def _time_first(sequence: Tensor, start: int, dtype: torch.dtype) -> Tensor:
@@ -99,7 +100,7 @@ def forward(
         part = _chunk(start, u, delta, A, B, C, reset, signed)
         states = _scan(part, h)
         h, steps = states[-1], states.shape[0]
-        per_group = states.view(steps, batch, B.shape[2], -1, A.shape[1])
+        per_group = states.view(steps, batch, B.shape[2], channels // B.shape[2], A.shape[1])
         read = torch.matmul(per_group, part.C.transpose(-1, -2)).view(steps, batch, channels)
         y[:, start : start + CHUNK] = read.transpose(0, 1)
     if D is not None:

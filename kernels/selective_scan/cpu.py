@@ -23,11 +23,10 @@ _BACKWARD = {
 _STATUS_MEMORY = 2
 
 
-def _plain(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return x in the state's dtype, contiguous from its third axis on; its strides over batch and time stay."""
+def side_by_side(x: Tensor | None) -> Tensor | None:
+    """Return x contiguous from its third axis on; its strides over batch and time stay."""
     if x is None:
         return None
-    x = x.to(dtype)
     expected = 1
     for size, stride in zip(x.shape[:1:-1], x.stride()[:1:-1], strict=True):
         if stride != expected and size != 1:
@@ -36,8 +35,13 @@ def _plain(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return x
 
 
-def _rows(x: Tensor | None) -> tuple[int, int, int]:
+def rows(x: Tensor | None) -> tuple[int, int, int]:
+    """Return a sequence's address and its strides over batch and time."""
     return (0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def _converted(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return side_by_side(None if x is None else x.to(dtype))
 
 
 class _Problem:
@@ -59,12 +63,12 @@ class _Problem:
         signed: bool,
     ) -> None:
         dtype = state_dtype(u.dtype)
-        self.sequences = [_plain(x, dtype) for x in (u, dt, B, C, z)]
+        self.sequences = [_converted(x, dtype) for x in (u, dt, B, C, z)]
         self.parameters = [None if x is None else x.to(dtype).contiguous() for x in (A, D, dt_bias, initial_state)]
         self.reset = None if reset is None else reset.contiguous()
         sizes = (*u.shape, B.shape[2], A.shape[1], CHUNK)
         self.arguments = (
-            *(value for x in self.sequences for value in _rows(x)),
+            *(value for x in self.sequences for value in rows(x)),
             *(pointer(x) for x in self.parameters),
             pointer(self.reset),
             *sizes,
@@ -99,6 +103,8 @@ def forward(
     problem = _Problem(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
     y, final = torch.empty(u.shape, dtype=dtype), torch.empty((batch, channels, n), dtype=dtype)
     before = torch.empty((batch, -(-length // CHUNK) if save else 0, n, channels), dtype=dtype)
+    if not u.numel():
+        return y.to(u.dtype), final, before
     status = _FORWARD[dtype](*problem.arguments, y.data_ptr(), final.data_ptr(), pointer(before if save else None))
     if status == _STATUS_MEMORY:
         raise MemoryError("selective_scan: no memory for the working set of a slice of channels")
@@ -127,15 +133,16 @@ def backward(
     """Compute the gradients of all tensors, recomputing the states chunk by chunk; as :func:`.chunked.backward`."""
     dtype = state_dtype(u.dtype)
     problem = _Problem(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
-    states, into = before.contiguous(), _plain(dy, dtype)
+    states, into = before.contiguous(), _converted(dy, dtype)
     last = None if dfinal is None else dfinal.contiguous()
     inputs = (u, dt, A, B, C, D, z, dt_bias)
-    grads = [torch.empty(0 if x is None else x.shape, dtype=dtype) for x in inputs]
+    make = torch.empty if u.numel() else torch.zeros
+    grads = [make(0 if x is None else x.shape, dtype=dtype) for x in inputs]
     dinitial = torch.empty((u.shape[0], *A.shape), dtype=dtype)
-    status = _BACKWARD[dtype](
+    status = u.numel() and _BACKWARD[dtype](
         *problem.arguments,
         states.data_ptr(),
-        *_rows(into),
+        *rows(into),
         pointer(last),
         *(pointer(None if x is None else g) for x, g in zip(inputs, grads, strict=True)),
         dinitial.data_ptr(),

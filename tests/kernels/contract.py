@@ -36,6 +36,7 @@ class Case:
         extreme: Inputs whose gates are 0, 1, tiny or huge, as ``inputs`` draws them.
         dtypes: The dtypes to test against the reference.
         mistakes: Calls that must raise: what to change in the inputs, the error's type, and a part of its message.
+        interpreted: The longest sequence that Triton's interpreter gets through in seconds.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     variants: Sequence[Mapping[str, Any]] = ({},)
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     mistakes: Sequence[tuple[str, Callable[[Tensors], dict[str, Any]], type[Exception], str]] = field(default=())
+    interpreted: int = 1000
 
     def draw(self, length: int, *, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensors:
         """Return inputs in ``dtype`` (complex ones in its complex companion), the state in the state's dtype."""

@@ -90,7 +90,7 @@ def _mamba(generator: torch.Generator, batch: int, length: int) -> Tensors:
 
 
 def _plain_mamba(generator: torch.Generator, batch: int, length: int) -> Tensors:
-    channels, n = 83, 17
+    channels, n = 19, 5
     return {
         "u": _normal(generator, batch, length, channels),
         "dt": torch.rand(batch, length, channels, generator=generator, dtype=torch.float64),
@@ -182,6 +182,7 @@ CASES = {
             extreme=_extreme_mamba,
             variants=({}, {"eigenvalues": "signed"}),
             mistakes=_MAMBA_MISTAKES,
+            interpreted=64,
         ),
         Case(
             name="selective_scan-plain",
@@ -192,6 +193,7 @@ CASES = {
             extreme=_plain_mamba,
             variants=({"dt_softplus": False},),
             dtypes=(torch.float32,),
+            interpreted=64,
         ),
     )
 }
