@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,12 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["scanweave.core.session", "tests.core.tiny"])
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment for a Python of its own that finds the tests, on one thread."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -68,11 +73,3 @@ def finish(process: Any, folder: Path, timeout: float = 120.0) -> Result:
 def run(*arguments: str, folder: Path, **environment: str) -> Result:
     """Run a command in a folder."""
     return finish(start(arguments, folder, **environment), folder)
-
-
-def wait_for(path: Path, timeout: float = 60.0) -> None:
-    """Wait until a file exists."""
-    end = time.monotonic() + timeout
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear within {timeout} s"
-        time.sleep(0.02)

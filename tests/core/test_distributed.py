@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .driver import run
+from .driver import environment, run
 
 # No dropout and no jitter: random draws are each process's own. 43 and 13 rows divide by nothing.
 OPTIONS = ("--model=tests.core.tiny.Mlp", "--model.dropout=0", "--data.jitter=0", "--data.size=43", "--out=out")
@@ -33,10 +32,9 @@ def single(tmp_path_factory) -> Path:
 
 
 def launch(launcher: str, folder: Path, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("w") as output:
         done = subprocess.run(
-            [*LAUNCHERS[launcher], *arguments], cwd=folder, env=environment, stdout=output, stderr=output, check=False,
+            [*LAUNCHERS[launcher], *arguments], cwd=folder, env=environment(), stdout=output, stderr=output, check=False,
             timeout=200,
         )  # fmt: skip
     assert done.returncode == 0, (folder / "output.txt").read_text()

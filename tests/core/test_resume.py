@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import torch
 
 from scanweave.core.storage import read_checkpoint
 
-from .driver import run
+from .driver import environment, run
 
 FIT = ("tiny", "fit", "--model", "tests.core.tiny.Mlp", "--out", "out")
 SIGNAL = "--trainer.callbacks+=tests.core.tiny.Signal"
@@ -115,10 +114,9 @@ def test_neither_loader_workers_nor_a_kill_change_the_end(tmp_path, whole):
     def fit(*options: str) -> int:
         # Loader workers need a process that no fork server started: there each takes 5 s to end.
         command = [sys.executable, "-m", "tests.core", *FIT[:2], *options]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         with (tmp_path / "output.txt").open("w") as output:  # a pipe would stay open in orphaned workers
             return subprocess.run(
-                command, cwd=tmp_path, env=environment, stdout=output, stderr=output, check=False, timeout=120
+                command, cwd=tmp_path, env=environment(), stdout=output, stderr=output, check=False, timeout=120
             ).returncode
 
     options = (*FIT[2:], *RICH, "--data.workers=2", "--checkpoint.steps=1")
