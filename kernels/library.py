@@ -66,25 +66,23 @@ def define_op(
 
     mapped = frozenset(batched)
 
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> tuple[Tensor, ...]:
-            with torch._C._AutoDispatchBelowAutograd():
-                return forward_op(*args)
-
-        @staticmethod
-        def setup_context(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-            keep = saved(args, outputs)
-            ctx.save_for_backward(*(k for k in keep if isinstance(k, Tensor)))
-            ctx.plain = [None if isinstance(k, Tensor) else (k,) for k in keep]
-            ctx.present = [isinstance(a, Tensor) for a in args]
-            ctx.backend = args[-1]
-            ctx.set_materialize_grads(False)
+    def remember(ctx: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        keep = saved(args, outputs)
+        ctx.save_for_backward(*(k for k in keep if isinstance(k, Tensor)))
+        ctx.plain = [None if isinstance(k, Tensor) else (k,) for k in keep]
+        ctx.present = [isinstance(a, Tensor) for a in args]
+        ctx.backend = args[-1]
+        ctx.set_materialize_grads(False)
+        if extras:
             ctx.mark_non_differentiable(*outputs[len(outputs) - extras :])
 
+    class Function(torch.autograd.Function):
         @staticmethod
-        def vmap(info: Any, dims: Sequence[int | None], *args: Any) -> Any:
-            return _fold(call, mapped, info, dims, *args)
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = forward_op(*args)
+            remember(ctx, args, outputs)
+            return outputs
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -103,14 +101,30 @@ def define_op(
                     found[position] = gradient
             return tuple(found)
 
-    def apply(*args: Any) -> tuple[Tensor, ...]:
-        return Function.apply(*args[:-2], True, args[-1]) if extras else Function.apply(*args)
+    class Transformed(Function):
+        """What torch.func asks for; PyTorch inspects such a Function's signature at every call, for 100 us."""
+
+        @staticmethod
+        def forward(*args: Any) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                return forward_op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+            remember(ctx, args, outputs)
+
+        @staticmethod
+        def vmap(info: Any, dims: Sequence[int | None], *args: Any) -> Any:
+            return _fold(call, mapped, info, dims, *args)
+
+    def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        return function.apply(*args[:-2], True, args[-1]) if extras else function.apply(*args)
 
     def run_autograd(*args: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             for i in differentiable:
                 if args[i] is not None and args[i].requires_grad:
-                    return apply(*args)
+                    return apply(Function, args)
         with torch._C._AutoDispatchBelowAutograd():
             return forward_op(*args)
 
@@ -127,7 +141,7 @@ def define_op(
             return forward_op(*args)
         # torch.func.grad must meet the Function itself: below the dispatcher its levels are out of reach.
         if torch._C._are_functorch_transforms_active():
-            return apply(*args)
+            return apply(Transformed, args)
         # What the dispatcher would call first, without its trip through Python and back.
         return run_autograd(*args)
 

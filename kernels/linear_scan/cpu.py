@@ -54,7 +54,7 @@ def linear_scan_cpu(
     decay, steps = _plain(a, dtype), _plain(b, dtype)
     initial = None if initial_state is None else initial_state.contiguous().resolve_conj()
     starts = None if reset is None else reset.contiguous()
-    y, final = torch.empty(b.shape, dtype=dtype), torch.empty((batch, channels), dtype=dtype)
+    y, final = steps.new_empty((batch, length, channels)), steps.new_empty((batch, channels))
     overflow = _FORWARD[dtype](
         *_rows(decay),
         *_rows(steps),
@@ -90,8 +90,8 @@ def linear_scan_cpu_backward(
     last = None if dfinal is None else dfinal.contiguous().resolve_conj()
     starts = None if reset is None else reset.contiguous()
     summed = a.shape[1] == 1
-    da = torch.empty((batch, a.shape[1], channels), dtype=dtype)
-    db, dinitial = torch.empty(y.shape, dtype=dtype), torch.empty((batch, channels), dtype=dtype)
+    da = states.new_empty((batch, a.shape[1], channels))
+    db, dinitial = states.new_empty((batch, length, channels)), states.new_empty((batch, channels))
     _BACKWARD[dtype](
         *_rows(decay),
         states.data_ptr(),
