@@ -83,7 +83,7 @@ def _draw(
         interval=interval,
         interval_label=label,
         name=name,
-        title=f"{whose}{name}: {data.horizon} steps from {data.lookback}",
+        title=f"{whose}{name}: {data.horizon} steps ahead, from the last {data.lookback}",
     )
 
 
