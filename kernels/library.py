@@ -18,6 +18,8 @@ from . import dispatch
 
 _library = torch.library.Library("scanweave", "DEF")
 
+Op = Callable[..., tuple[Tensor, ...]]
+
 
 def define_op(
     name: str,
@@ -62,9 +64,56 @@ def define_op(
         return dispatch.kernel(name, args[-1]).forward(*args[:-1])
 
     def run_backward(*args: Any) -> tuple[Tensor, ...]:
-        return dispatch.kernel(name, args[-1]).backward(*args[:-1])
+        backward = dispatch.kernel(name, args[-1]).backward
+        assert backward is not None, f"{name}: autograd differentiates the backend {args[-1]!r}"
+        return backward(*args[:-1])
 
-    mapped = frozenset(batched)
+    ordinary, transformed = _functions(
+        forward_op, backward_op, lambda *args: call(*args), saved, differentiable, twice, frozenset(batched), extras
+    )
+
+    def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        return function.apply(*args[:-2], True, args[-1]) if extras else function.apply(*args)
+
+    def run_autograd(*args: Any) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled():
+            for i in differentiable:
+                if args[i] is not None and args[i].requires_grad:
+                    return apply(ordinary, args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return forward_op(*args)
+
+    _library.impl(name, run_forward, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", run_backward, "CompositeExplicitAutograd")
+    _library.impl(name, run_autograd, "Autograd")
+    torch.library.register_vmap(f"scanweave::{name}", partial(_fold, forward_op, frozenset(batched)), lib=_library)
+    torch.library.register_vmap(f"scanweave::{name}_backward", partial(_each, backward_op), lib=_library)
+    torch.library.register_fake(f"scanweave::{name}", fake, lib=_library)
+    torch.library.register_fake(f"scanweave::{name}_backward", fake_backward, lib=_library)
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return forward_op(*args)
+        # torch.func.grad must meet the Function itself: below the dispatcher its levels are out of reach.
+        if torch._C._are_functorch_transforms_active():
+            return apply(transformed, args)
+        # What the dispatcher would call first, without its trip through Python and back.
+        return run_autograd(*args)
+
+    return call
+
+
+def _functions(
+    forward_op: Op,
+    backward_op: Op,
+    call: Op,
+    saved: Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]],
+    differentiable: Sequence[int],
+    twice: Callable[..., tuple[Tensor | None, ...]],
+    batched: frozenset[int],
+    extras: int,
+) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
+    """Return what autograd runs for an op: in ordinary calls, and under torch.func's transformations."""
 
     def remember(ctx: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         keep = saved(args, outputs)
@@ -115,37 +164,9 @@ def define_op(
 
         @staticmethod
         def vmap(info: Any, dims: Sequence[int | None], *args: Any) -> Any:
-            return _fold(call, mapped, info, dims, *args)
+            return _fold(call, batched, info, dims, *args)
 
-    def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        return function.apply(*args[:-2], True, args[-1]) if extras else function.apply(*args)
-
-    def run_autograd(*args: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled():
-            for i in differentiable:
-                if args[i] is not None and args[i].requires_grad:
-                    return apply(Function, args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return forward_op(*args)
-
-    _library.impl(name, run_forward, "CompositeExplicitAutograd")
-    _library.impl(f"{name}_backward", run_backward, "CompositeExplicitAutograd")
-    _library.impl(name, run_autograd, "Autograd")
-    torch.library.register_vmap(f"scanweave::{name}", partial(_fold, forward_op, mapped), lib=_library)
-    torch.library.register_vmap(f"scanweave::{name}_backward", partial(_each, backward_op), lib=_library)
-    torch.library.register_fake(f"scanweave::{name}", fake, lib=_library)
-    torch.library.register_fake(f"scanweave::{name}_backward", fake_backward, lib=_library)
-
-    def call(*args: Any) -> tuple[Tensor, ...]:
-        if torch.compiler.is_compiling():
-            return forward_op(*args)
-        # torch.func.grad must meet the Function itself: below the dispatcher its levels are out of reach.
-        if torch._C._are_functorch_transforms_active():
-            return apply(Transformed, args)
-        # What the dispatcher would call first, without its trip through Python and back.
-        return run_autograd(*args)
-
-    return call
+    return Function, Transformed
 
 
 def gradients_of(

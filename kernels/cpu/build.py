@@ -59,6 +59,8 @@ def extensions() -> list[Extension]:
 class BuildKernels(build_ext):
     """``build_ext`` whose extensions are the CPU kernels; a failure costs speed, never the install."""
 
+    parallel: int | None
+
     def finalize_options(self) -> None:
         self.distribution.ext_modules = extensions()
         super().finalize_options()

@@ -42,7 +42,9 @@ def _doubles(case: Case, backend: str) -> None:
         pytest.skip("thousands of calls: minutes in the interpreter; the reference's gradients are compared above")
 
 
-def _compare(found: tuple[Tensor, Tensor, Tensors], wanted: tuple[Tensor, Tensor, Tensors], dtype: torch.dtype) -> None:
+def _assert_all(
+    found: tuple[Tensor, Tensor, Tensors], wanted: tuple[Tensor, Tensor, Tensors], dtype: torch.dtype
+) -> None:
     assert_close(found[0], wanted[0], FORWARD_BOUND[dtype], "y")
     assert_close(found[1], wanted[1], FORWARD_BOUND[dtype], "final_state")
     for name, gradient in wanted[2].items():
@@ -57,7 +59,7 @@ def test_matches_the_reference(case: Case, backend: str, length: int) -> None:
     for variant, options in enumerate(case.variants):
         wanted = expected(case.name, variant, length, torch.float32)
         drawn = case.draw(length, dtype=torch.float32)
-        _compare(gradients(case, drawn, reset=draw_reset(length), backend=backend, **options), wanted, torch.float32)
+        _assert_all(gradients(case, drawn, reset=draw_reset(length), backend=backend, **options), wanted, torch.float32)
 
 
 @served
@@ -70,7 +72,7 @@ def test_serves_other_dtypes(case: Case, backend: str) -> None:
         first = next(drawn[name] for name in case.sequences)
         assert found[0].dtype == first.dtype
         assert found[1].dtype == drawn["initial_state"].dtype
-        _compare(found, expected(case.name, 0, 65, dtype), dtype)
+        _assert_all(found, expected(case.name, 0, 65, dtype), dtype)
 
 
 @served
@@ -80,7 +82,7 @@ def test_runs_without_state_and_reset(case: Case, backend: str) -> None:
         del drawn["initial_state"]
         found = gradients(case, drawn, backend=backend, **options)
         exact = {name: cast(t, torch.float64) for name, t in drawn.items()}
-        _compare(found, gradients(case, exact, backend="reference", **options), torch.float32)
+        _assert_all(found, gradients(case, exact, backend="reference", **options), torch.float32)
 
 
 @served
@@ -154,7 +156,7 @@ def test_state_carries_over_a_split(case: Case, backend: str, cut: int) -> None:
     drawn, reset = case.draw(65, dtype=torch.float32), draw_reset(65)
     for options in case.variants:
         split = replace(case, call=_in_two_calls(case, cut, reset, backend=backend, **options))
-        _compare(
+        _assert_all(
             gradients(split, drawn), gradients(case, drawn, reset=reset, backend=backend, **options), torch.float32
         )
 
@@ -234,7 +236,7 @@ def test_extreme_gates(case: Case, backend: str) -> None:
         drawn = {name: cast(t, torch.float32) for name, t in exact.items()}
         found = gradients(case, drawn, backend=backend, **options)
         assert all(torch.isfinite(t).all() for t in (found[0], found[1], *found[2].values()))
-        _compare(found, wanted, torch.float32)
+        _assert_all(found, wanted, torch.float32)
 
 
 @served
