@@ -18,7 +18,7 @@ OPTIONS = ("--model=tests.core.tiny.Mlp", "--model.dropout=0", "--data.jitter=0"
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
 LAUNCHERS = {
     "lightning": [sys.executable, "-m", "tests.core"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.core"],
+    "torchrun": f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node=2 -m tests.core".split(),
 }
 
 
@@ -32,11 +32,11 @@ def single(tmp_path_factory) -> Path:
 
 
 def launch(launcher: str, folder: Path, *arguments: str) -> None:
+    command = [*LAUNCHERS[launcher], *arguments]
     with (folder / "output.txt").open("w") as output:
         done = subprocess.run(
-            [*LAUNCHERS[launcher], *arguments], cwd=folder, env=environment(), stdout=output, stderr=output, check=False,
-            timeout=200,
-        )  # fmt: skip
+            command, cwd=folder, env=environment(), stdout=output, stderr=output, check=False, timeout=200
+        )
     assert done.returncode == 0, (folder / "output.txt").read_text()
 
 
