@@ -82,7 +82,7 @@ def test_forward_and_backward(bench_out: Path | None) -> None:
     calls = {name: _gradient(scan, a, b, dy) for name, scan in scans.items()}
     floor = _floor(IN_CACHE, 8)  # forward: a, b, y; backward: a, y, dy, da, db
     found = compare("linear_scan forward + backward, B 4 L 1024 C 256", calls, floor_seconds=floor, out=bench_out)
-    assert found["mambapy"] >= 8 * found["scanweave"]
+    assert found["mambapy"] >= 4 * found["scanweave"]
 
 
 @torch.no_grad()
