@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +37,18 @@ _UNNEEDED_ADVICE = (
     "does not have many workers",  # the user's choice
     "smaller than the logging interval",  # losses are logged per epoch
     "`isinstance.treespec, LeafSpec.` is deprecated",  # inside Lightning
+    "returned `None`, this fit will run with no optimizer",  # a rule has nothing to train
     "was deprecated in v4",  # jsonargparse, inside Lightning
 )
+_ADVERTISEMENTS = ("litlogger", "litmodels", "TPU available")
 _NOT_KEPT = ("config", "out", "ckpt_path")
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _ADVERTISEMENTS)
+
+
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_wanted)
 
 
 def run_verb(spec: TaskSpec, verb: str, options: Sequence[str]) -> int:
@@ -155,6 +165,10 @@ class TaskCLI(LightningCLI):
         if name in ("best", "last") and not self.config.out:
             raise UsageError(f"--ckpt_path {name} needs --out, the folder of the run it belongs to")
         self.ckpt_path = str(self.run.checkpoint(name)) if name else None
+        if self.verb == "fit" and not name and (self.run.checkpoints / "last.ckpt").exists():
+            raise ConfigError(
+                f"{self.run.path} holds a run already; go on with it by --ckpt_path last, or name another --out"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init.trainer

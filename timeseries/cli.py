@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from ..core.errors import ConfigError
 from ..core.plots import BLUE, MUTED, new_figure, save_figure, set_title
+from ..core.run import RunFolder
 from ..core.spec import Session, TaskSpec, Verb
 from ..core.storage import atomic_file
 from .data.module import ForecastData
@@ -18,7 +21,8 @@ from .figures import draw_forecasts
 from .models import UntrainedTask
 from .task import ForecastTask
 
-DEMO_COMMON = ["--data.target", "load", "--data.known", "[holiday]", "--data.lookback", "168", "--data.horizon", "48"]
+DEMO_COMMON = ["--data.target", "load", "--data.known", "[holiday]", "--data.lookback", "168", "--data.horizon", "48",
+               "--trainer.enable_model_summary", "false"]  # fmt: skip
 DEMO_RUNS = {
     "TPGN": ["--model", "TPGN", "--model.hidden_size", "8", "--model.quantiles", "[0.1,0.5,0.9]",
              "--model.future_marks", "true", "--model.lr", "3e-3", "--trainer.max_epochs", "6"],
@@ -97,28 +101,26 @@ def _draw_folds(table: pd.DataFrame, path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def demo(out: str = "runs/demo", hours: int = 4380) -> int:
+def demo(out: str | None = None, hours: int = 4380) -> int:
     """Fit a small TPGN on a made-up hourly load, beside the seasonal naive rule, with figures.
 
     Args:
-        out: Folder of the data and the two runs.
+        out: Folder of the data and the two runs; by default ``runs/demo/<time>``.
         hours: Length of the series.
 
     Returns:
         The exit code.
     """
-    import json
-
     from ..core.cli import main
 
-    folder = Path(out)
+    folder = RunFolder.choose("demo", out).path
     path = write_sample(folder / "load.csv", hours)
     print(f"data: {path}, {hours} hours of a small town's electric load")
     errors = {}
     for name, options in DEMO_RUNS.items():
         run = folder / name.lower()
         command = ["forecast", "fit", "--data.path", str(path), *DEMO_COMMON, *options, "--out", str(run)]
-        print(f"\n$ scanweave {' '.join(command)}", flush=True)
+        print(f"\n$ scanweave {shlex.join(command)}", flush=True)
         code = main(command, {"forecast": FORECAST})
         if code:
             return code
