@@ -89,7 +89,7 @@ def selective_scan(
         check_dtype("selective_scan", "C", C, FLOATS)
         C = C.unsqueeze(2)
     _check(u, dt, A, B, C, D, z, dt_bias, initial_state, reset)
-    if initial_state is not None:
+    if initial_state is not None and initial_state.dtype != state_dtype(u.dtype):
         initial_state = initial_state.to(state_dtype(u.dtype))
     signed, chosen = eigenvalues == "signed", select("selective_scan", u, backend)
     arguments = (u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
@@ -199,7 +199,7 @@ def _fake_backward(
     return *like, before.new_empty((u.shape[0], *A.shape))
 
 
-def _gradients(*saved: Tensor | bool | None) -> tuple[Tensor | None, ...]:
+def _gradients(*saved: Any) -> tuple[Tensor | None, ...]:
     """Return the gradients by differentiating the reference form: for a gradient of the gradient."""
     arguments, (_, dy, dfinal) = saved[:12], saved[12:]
     return gradients_of(selective_scan_reference, arguments, (dy, dfinal))[:9]

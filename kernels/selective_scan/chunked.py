@@ -49,8 +49,8 @@ def _chunk(
     if signed:
         slope.mul_(2)
     starts = None if reset is None else _time_first(reset, start, torch.bool)[:, :, None, None]
-    weights = (_time_first(w, start, A.dtype).unsqueeze(3) for w in (B, C))
-    return _Chunk(slope, slope - 1 if signed else slope, starts, *weights, d * _time_first(u, start, A.dtype))
+    b, c = (_time_first(w, start, A.dtype).unsqueeze(3) for w in (B, C))
+    return _Chunk(slope, slope - 1 if signed else slope, starts, b, c, d * _time_first(u, start, A.dtype))
 
 
 def _scan(part: _Chunk, h: Tensor) -> Tensor:

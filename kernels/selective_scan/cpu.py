@@ -25,8 +25,8 @@ _STATUS_MEMORY = 2
 
 def side_by_side(x: Tensor | None) -> Tensor | None:
     """Return x contiguous from its third axis on; its strides over batch and time stay."""
-    if x is None:
-        return None
+    if x is None or x.is_contiguous():
+        return x
     expected = 1
     for size, stride in zip(x.shape[:1:-1], x.stride()[:1:-1], strict=True):
         if stride != expected and size != 1:
@@ -41,7 +41,12 @@ def rows(x: Tensor | None) -> tuple[int, int, int]:
 
 
 def _converted(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return side_by_side(None if x is None else x.to(dtype))
+    return side_by_side(x if x is None or x.dtype == dtype else x.to(dtype))
+
+
+def _packed(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    x = x if x is None or x.dtype == dtype else x.to(dtype)
+    return x if x is None or x.is_contiguous() else x.contiguous()
 
 
 class _Problem:
@@ -64,7 +69,7 @@ class _Problem:
     ) -> None:
         dtype = state_dtype(u.dtype)
         self.sequences = [_converted(x, dtype) for x in (u, dt, B, C, z)]
-        self.parameters = [None if x is None else x.to(dtype).contiguous() for x in (A, D, dt_bias, initial_state)]
+        self.parameters = [_packed(x, dtype) for x in (A, D, dt_bias, initial_state)]
         self.reset = None if reset is None else reset.contiguous()
         sizes = (*u.shape, B.shape[2], A.shape[1], CHUNK)
         self.arguments = (
@@ -110,7 +115,7 @@ def forward(
         raise MemoryError("selective_scan: no memory for the working set of a slice of channels")
     if status:
         check_decay(A, dt, final)
-    return y.to(u.dtype), final, before
+    return y if u.dtype == dtype else y.to(u.dtype), final, before
 
 
 def backward(
