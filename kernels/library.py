@@ -20,6 +20,28 @@ _library = torch.library.Library("scanweave", "DEF")
 
 Op = Callable[..., tuple[Tensor, ...]]
 
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+
+
+def _direct(op: Op, kernel: Op) -> Op:
+    """Return what calls ``kernel`` itself where nothing listens at the dispatcher, else ``op`` below autograd.
+
+    The trip through the dispatcher and back costs more than a small scan; subclasses of Tensor (fake ones among them)
+    and dispatch modes (tracing, flop counting) need it.
+    """
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        if not torch._C._len_torch_dispatch_stack():
+            for a in args:
+                if isinstance(a, Tensor) and type(a) not in _PLAIN:
+                    break
+            else:
+                return kernel(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return call
+
 
 def define_op(
     name: str,
@@ -68,8 +90,9 @@ def define_op(
         assert backward is not None, f"{name}: autograd differentiates the backend {args[-1]!r}"
         return backward(*args[:-1])
 
+    forward, backward = _direct(forward_op, run_forward), _direct(backward_op, run_backward)
     ordinary, transformed = _functions(
-        forward_op, backward_op, lambda *args: call(*args), saved, differentiable, twice, frozenset(batched), extras
+        forward, backward, lambda *args: call(*args), saved, differentiable, twice, frozenset(batched), extras
     )
 
     def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -80,8 +103,7 @@ def define_op(
             for i in differentiable:
                 if args[i] is not None and args[i].requires_grad:
                     return apply(ordinary, args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return forward_op(*args)
+        return forward(*args)
 
     _library.impl(name, run_forward, "CompositeExplicitAutograd")
     _library.impl(f"{name}_backward", run_backward, "CompositeExplicitAutograd")
@@ -104,8 +126,8 @@ def define_op(
 
 
 def _functions(
-    forward_op: Op,
-    backward_op: Op,
+    run_forward: Op,
+    run_backward: Op,
     call: Op,
     saved: Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]],
     differentiable: Sequence[int],
@@ -128,8 +150,7 @@ def _functions(
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-            with torch._C._AutoDispatchBelowAutograd():
-                outputs = forward_op(*args)
+            outputs = run_forward(*args)
             remember(ctx, args, outputs)
             return outputs
 
@@ -144,7 +165,7 @@ def _functions(
             if torch.is_grad_enabled():
                 gradients: Sequence[Tensor | None] = twice(*keep, *grads)
             else:
-                gradients = backward_op(*keep, *grads, ctx.backend)
+                gradients = run_backward(*keep, *grads, ctx.backend)
             for position, gradient in zip(differentiable, gradients, strict=True):
                 if ctx.present[position] and ctx.needs_input_grad[position]:
                     found[position] = gradient
@@ -155,8 +176,7 @@ def _functions(
 
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
-            with torch._C._AutoDispatchBelowAutograd():
-                return forward_op(*args)
+            return run_forward(*args)
 
         @staticmethod
         def setup_context(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
