@@ -27,7 +27,7 @@ STANDARD_VERBS = {
     "export": "write a checkpoint's weights as safetensors and JSON",
 }
 _COMMANDS = {
-    "demo": "a first result in under a minute, on built-in data",
+    "demo": "a first result in a minute or two, on made-up data",
     "models": "the names that --model, mixers and timm.create_model take",
     "doctor": "versions, devices, and which backend serves each op",
     "bench": "time the ops and models beside their peers",

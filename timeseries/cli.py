@@ -25,7 +25,7 @@ DEMO_COMMON = ["--data.target", "load", "--data.known", "[holiday]", "--data.loo
                "--trainer.enable_model_summary", "false"]  # fmt: skip
 DEMO_RUNS = {
     "TPGN": ["--model", "TPGN", "--model.hidden_size", "8", "--model.quantiles", "[0.1,0.5,0.9]",
-             "--model.future_marks", "true", "--model.lr", "3e-3", "--trainer.max_epochs", "6"],
+             "--model.future_marks", "true", "--model.lr", "3e-3", "--trainer.max_epochs", "5"],
     "SeasonalNaive": ["--model", "SeasonalNaive", "--model.period", "168"],
 }  # fmt: skip
 
@@ -101,8 +101,8 @@ def _draw_folds(table: pd.DataFrame, path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def demo(out: str | None = None, hours: int = 4380) -> int:
-    """Fit a small TPGN on a made-up hourly load, beside the seasonal naive rule, with figures.
+def demo(out: str | None = None, hours: int = 17520) -> int:
+    """Fit a small TPGN on a made-up hourly load, beside the seasonal naive rule, and forecast the next two days.
 
     Args:
         out: Folder of the data and the two runs; by default ``runs/demo/<time>``.
@@ -114,17 +114,20 @@ def demo(out: str | None = None, hours: int = 4380) -> int:
     from ..core.cli import main
 
     folder = RunFolder.choose("demo", out).path
-    path = write_sample(folder / "load.csv", hours)
+    path = write_sample(folder / "load.csv", hours, future=48)
     print(f"data: {path}, {hours} hours of a small town's electric load")
     errors = {}
     for name, options in DEMO_RUNS.items():
         run = folder / name.lower()
         command = ["forecast", "fit", "--data.path", str(path), *DEMO_COMMON, *options, "--out", str(run)]
         print(f"\n$ scanweave {shlex.join(command)}", flush=True)
-        code = main(command, {"forecast": FORECAST})
-        if code:
+        if code := main(command, {"forecast": FORECAST}):
             return code
         errors[name] = json.loads((run / "metrics.json").read_text())["test/mae_original"]
+    command = ["forecast", "predict", "--out", str(folder / "tpgn"), "--ckpt_path", "best"]
+    print(f"\n$ scanweave {shlex.join(command)}", flush=True)
+    if code := main(command, {"forecast": FORECAST}):
+        return code
     print("\nmean absolute error over the test part, 48 hours ahead:")
     for name, error in errors.items():
         print(f"  {name:<14} {error:6.3f} MW")

@@ -42,13 +42,14 @@ def sample_frame(hours: int = 8760, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def write_sample(path: str | Path, hours: int = 8760, seed: int = 0) -> Path:
+def write_sample(path: str | Path, hours: int = 8760, seed: int = 0, future: int = 0) -> Path:
     """Write `sample_frame` as a CSV file.
 
     Args:
         path: The file; a file that is there is replaced once the new one is whole.
-        hours: Number of rows.
+        hours: Number of rows with a load.
         seed: Seed of weather and noise.
+        future: Number of rows after them, with the holidays alone: what a forecast may know.
 
     Returns:
         The path.
@@ -56,7 +57,9 @@ def write_sample(path: str | Path, hours: int = 8760, seed: int = 0) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    sample_frame(hours, seed).to_csv(beside, index=False, date_format="%Y-%m-%d %H:%M:%S")
+    frame = sample_frame(hours + future, seed)
+    frame.loc[hours:, ["load", "temperature"]] = np.nan
+    frame.to_csv(beside, index=False, date_format="%Y-%m-%d %H:%M:%S")
     os.replace(beside, path)
     return path
 
