@@ -159,7 +159,11 @@ def test_best_checkpoint_follows_the_monitor(tmp_path):
     values = [state["best_score"] for s in scores for key, state in s.items() if "RunCheckpoint" in key]
     assert values[0] == values[1]
     assert read_checkpoint(tmp_path / "out/checkpoints/best.ckpt")["epoch"] == 0  # the error only falls here
-    refused = run(*FIT, "--checkpoint.monitor=val/maee", folder=tmp_path)
+    again = run(*FIT, folder=tmp_path)
+    assert again.code == 1
+    assert "out holds a run already; go on with it by --ckpt_path last" in again.err
+    (tmp_path / "typo").mkdir()
+    refused = run(*FIT, "--checkpoint.monitor=val/maee", folder=tmp_path / "typo")
     assert refused.code == 1
     assert "did you mean 'val/mae'" in refused.err
 
