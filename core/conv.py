@@ -33,7 +33,7 @@ def causal_conv1d(
     taps, length = weight.shape[1], x.shape[1]
     past = torch.cat([state.to(x.dtype), x], 1)
     if reset is None and length > 1:
-        # conv2d takes the (B, L, C) memory as channels-last; conv1d would copy it (3 to 17 times slower on a CPU).
+        # conv2d takes the (B, L, C) memory as channels-last; conv1d would copy it.
         image = past.transpose(1, 2).unsqueeze(2)
         kernel = weight[:, None, None].to(x.dtype)
         y = F.conv2d(image, kernel, None if bias is None else bias.to(x.dtype), groups=x.shape[2])

@@ -1,8 +1,8 @@
 """The one helper that registers an op with ``torch.library``: forward, backward, shapes, autograd.
 
-``Library.define`` / ``impl`` with an ``autograd.Function`` on the Autograd key costs a third of what ``custom_op`` does
-per call, which small models feel. Each op gets a second op for its gradient, so that a compiled graph holds both as
-single nodes.
+``Library.define`` / ``impl`` with an ``autograd.Function`` on the Autograd key costs less per call than
+``custom_op``, which small models feel. Each op gets a second op for its gradient, so that a compiled graph holds both
+as single nodes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def define_op(
     batched: Sequence[int] = (),
     extras: int = 0,
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Register ``scanweave::name`` and ``scanweave::name_backward``; every backend is reached through them.
+    """Register ``scanweave::name`` and ``scanweave::name_backward``, and return what calls them.
+
+    Tracing, tensor subclasses and dispatch modes meet the registered ops; plain tensors go to the backend directly.
 
     Args:
         name: The op's name.
@@ -172,7 +174,7 @@ def _functions(
             return tuple(found)
 
     class Transformed(Function):
-        """What torch.func asks for; PyTorch inspects such a Function's signature at every call, for 100 us."""
+        """What torch.func asks for; PyTorch inspects such a Function's signature at every call."""
 
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:

@@ -98,7 +98,7 @@ class ForecastTask(Task):
     def configure_metrics(self) -> None:
         metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
         self.set_metrics({**metrics, "coverage": Coverage()} if self.quantiles else metrics)
-        # Training reports its loss; metrics would cost a small network a tenth of its step.
+        # Training reports its loss; metrics would cost a small network a share of its step that shows.
         self.train_metrics = MetricCollection({}, prefix="train/")
         if self._has_data:
             self.test_metrics.add_metrics({"mae_original": MeanMetric()})

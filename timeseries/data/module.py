@@ -45,7 +45,7 @@ class ForecastData(L.LightningDataModule):
         time: Time column; by default one named date, time, datetime, timestamp or ds, else the first.
         id: Column that tells several series in one file apart.
         batch_size: Windows per optimiser step, over all processes.
-        num_workers: Loader processes; 0 is fastest for data in memory.
+        num_workers: Loader processes; 0 loads in the training process, as suits data in memory.
         seed: Seed of the order of training windows.
         shuffle: Whether training windows are shuffled.
         split: How rows are divided: ratio, dates, or ett (12, 4 and 4 months of 30 days).
