@@ -247,7 +247,7 @@ class _KeepBest(Callback):
 def _calendar(index: pd.Index) -> Calendar:
     """Return the clock of an index: its frequency where it has dates, counted steps elsewhere."""
     if isinstance(index, pd.PeriodIndex):
-        return Calendar(index.freq.freqstr)
+        return Calendar(index.freqstr)
     if isinstance(index, pd.DatetimeIndex):
         freq = index.freqstr or pd.infer_freq(index)
         if freq is None:

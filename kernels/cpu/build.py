@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -62,12 +63,13 @@ class BuildKernels(build_ext):
     parallel: int | None
 
     def finalize_options(self) -> None:
-        self.distribution.ext_modules = extensions()
+        modules: Any = extensions()  # to a type checker setuptools' Extension is not distutils'
+        self.distribution.ext_modules = modules
         super().finalize_options()
-        self.extensions = self.distribution.ext_modules
+        self.extensions = modules
         self.parallel = self.parallel or os.cpu_count()
 
-    def get_export_symbols(self, ext: Extension) -> list[str]:
+    def get_export_symbols(self, ext: Any) -> list[str]:
         return []
 
     def build_extension(self, ext: Extension) -> None:

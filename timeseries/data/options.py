@@ -14,7 +14,8 @@ Fill = Literal["error", "mask", "ffill", "zero", "mean_so_far"]
 Duplicates = Literal["error", "keep_first", "keep_last", "mean", "sum"]
 Resample = Literal["none", "mean", "sum", "first", "last"]
 Features = Literal["S", "MS", "M"]
-TimeUnit = Literal["s", "ms", "us", "ns", "step"]
+ClockUnit = Literal["s", "ms", "us", "ns"]
+TimeUnit = ClockUnit | Literal["step"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import ConfigError, DataError
-from .options import ReadOptions, TimeUnit, logger
+from .options import ClockUnit, ReadOptions, TimeUnit, logger
 from .table import Table
 
 # An offset from UTC in a text's last nine characters; digits alone are one only after a clock time: 2024-01 is a month.
@@ -23,14 +23,14 @@ _OFFSET = re.compile(
 _OFFSET_ENDS = 9
 _DAY_MONTH = re.compile(r"^\s*(\d{1,2})([/.\-])(\d{1,2})[/.\-](\d{4}|\d{2})(?!\d)")
 _ISO = re.compile(r"^\s*\d{4}-\d\d(-\d\d([ T]\d\d:\d\d|\s*$)|\s*$)")
-_UNITS: dict[TimeUnit, tuple[float, float]] = {
+_UNITS: dict[ClockUnit, tuple[float, float]] = {
     "s": (1e8, 1e11),
     "ms": (1e11, 1e14),
     "us": (1e14, 1e17),
     "ns": (1e17, 1e19),
 }
 
-_MICROSECONDS: dict[TimeUnit, float] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+_MICROSECONDS: dict[ClockUnit, float] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _YEAR_9000 = 2.2e17  # microseconds since 1970; pandas wraps around in silence beyond its range
 
 
@@ -93,13 +93,13 @@ def _all_digits(column: pd.Series) -> pd.Series | None:
 
 
 def _from_numbers(table: Table, numbers: pd.Series, options: ReadOptions) -> Times | pd.Series:
-    unit = options.time_unit
+    unit: TimeUnit | None = options.time_unit
     middle = float(numbers.abs().median())
     whole = bool((numbers == np.floor(numbers)).all())
     if unit is None:
-        unit = next((name for name, (low, high) in _UNITS.items() if low <= middle < high), None)
-        if unit is not None:
-            example = pd.to_datetime(numbers.iloc[0], unit=unit)
+        clock = next((name for name, (low, high) in _UNITS.items() if low <= middle < high), None)
+        if clock is not None:
+            unit, example = clock, pd.to_datetime(numbers.iloc[0], unit=clock)
             logger.warning(
                 "%s: column %r read as %s since 1970 (%s in the first row; --data.time_unit overrides)",
                 table.name, table.time, unit, example,
@@ -111,7 +111,7 @@ def _from_numbers(table: Table, numbers: pd.Series, options: ReadOptions) -> Tim
                 if stamps.notna().all():
                     logger.warning("%s: column %r read as dates of the form %s", table.name, table.time, form)
                     return stamps
-    if unit in (None, "step"):
+    if unit is None or unit == "step":
         if not whole:
             at = numbers.index[numbers != np.floor(numbers)][0]
             raise DataError(
