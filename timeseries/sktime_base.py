@@ -247,7 +247,8 @@ class _KeepBest(Callback):
 def _calendar(index: pd.Index) -> Calendar:
     """Return the clock of an index: its frequency where it has dates, counted steps elsewhere."""
     if isinstance(index, pd.PeriodIndex):
-        return Calendar(index.freqstr)
+        assert index.freq is not None  # periods have one; index.freqstr is in another spelling
+        return Calendar(index.freq.freqstr)
     if isinstance(index, pd.DatetimeIndex):
         freq = index.freqstr or pd.infer_freq(index)
         if freq is None:
