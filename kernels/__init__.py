@@ -1,7 +1,20 @@
 """Recurrences as pure functions on tensors: the floor that everything else stands on."""
 
+from .delta_rule import delta_rule
 from .dispatch import BACKENDS, BackendError, served_by, use_backend
+from .dplr_scan import dplr_scan
+from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
 from .selective_scan import selective_scan
 
-__all__ = ["BACKENDS", "BackendError", "linear_scan", "selective_scan", "served_by", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "BackendError",
+    "delta_rule",
+    "dplr_scan",
+    "gated_linear_attention",
+    "linear_scan",
+    "selective_scan",
+    "served_by",
+    "use_backend",
+]

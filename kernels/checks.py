@@ -53,3 +53,15 @@ def check_finite(op: str, name: str, tensor: Tensor) -> None:
             f"{op}: {name} is {tensor[place].item()} at {place} ({int(bad.sum())} non-finite of {tensor.numel()}); "
             "a decay must be finite"
         )
+
+
+def check_log_decay(op: str, log_decay: Tensor) -> None:
+    """Raise ValueError naming the first entry of ``log_decay`` that is NaN or above 0, if there is one."""
+    # One maximum finds any (NaN is larger than all); only then is it worth telling where.
+    if log_decay.numel() and not log_decay.detach().amax().item() <= 0:
+        bad = (log_decay <= 0).logical_not_()
+        place = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{op}: log_decay is {log_decay[place].item()} at {place} ({int(bad.sum())} such of {log_decay.numel()}); "
+            "the logarithm of a decay must be at most 0 (-inf for a decay of 0)"
+        )
