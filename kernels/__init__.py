@@ -5,15 +5,18 @@ from .dispatch import BACKENDS, BackendError, served_by, use_backend
 from .dplr_scan import dplr_scan
 from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
+from .mlstm_scan import MLSTMState, mlstm_scan
 from .selective_scan import selective_scan
 
 __all__ = [
     "BACKENDS",
     "BackendError",
+    "MLSTMState",
     "delta_rule",
     "dplr_scan",
     "gated_linear_attention",
     "linear_scan",
+    "mlstm_scan",
     "selective_scan",
     "served_by",
     "use_backend",
