@@ -72,7 +72,7 @@ def define_op(
         twice: The backward op's arguments less the backend to its results, in differentiable PyTorch: it serves where
             a gradient of the gradient is asked for (``create_graph=True``).
         batched: Positions of the arguments whose axis 0 is the batch (or 1, shared by the batch), as is the outputs':
-            ``torch.vmap`` over these makes the batch longer.
+            ``torch.vmap`` over these makes the batch longer. A tensor of one axis there is a parameter, without batch.
         extras: Number of trailing outputs that only the backward op reads. Where there are any, the op's last argument
             but one is ``bool save``: call it with False; it is set where a gradient will be asked for.
 
@@ -237,6 +237,8 @@ def _fold(
     *args: Any,
 ) -> Any:
     """Serve ``torch.vmap`` by one call with a longer batch; where a parameter is mapped, by one call per slice."""
+    axes = (a.dim() - (d is not None) if isinstance(a, Tensor) else 0 for a, d in zip(args, dims, strict=True))
+    batched = batched - {i for i, count in enumerate(axes) if count == 1}
     if any(d is not None and i not in batched for i, d in enumerate(dims)):
         return _each(op, info, dims, *args)
     count = info.batch_size

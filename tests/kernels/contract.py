@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,14 @@ class Case:
         inputs: Draws its tensor arguments, float64 or complex128, from (generator, batch, length); the initial state
             is among them, as ``initial_state``; ``reset`` is not.
         sequences: Names of the arguments (B, L, ...).
+        refused: Names of the sequences in which NaN raises.
         batched: Names of further arguments that have the batch as axis 0.
         variants: Plain options to test beside the defaults.
         extreme: Inputs whose gates are 0, 1, tiny or huge, as ``inputs`` draws them.
         dtypes: The dtypes to test against the reference.
         mistakes: Calls that must raise: what to change in the inputs, the error's type, and a part of its message.
         interpreted: The longest sequence that Triton's interpreter gets through in seconds.
+        calls: How many registered ops one call runs.
     """
 
     name: str
@@ -45,11 +48,13 @@ class Case:
     inputs: Callable[[torch.Generator, int, int], Tensors]
     sequences: frozenset[str]
     extreme: Callable[[torch.Generator, int, int], Tensors]
+    refused: frozenset[str] = frozenset()
     batched: frozenset[str] = frozenset({"initial_state"})
     variants: Sequence[Mapping[str, Any]] = ({},)
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     mistakes: Sequence[tuple[str, Callable[[Tensors], dict[str, Any]], type[Exception], str]] = field(default=())
     interpreted: int = 1000
+    calls: int = 1
 
     def draw(self, length: int, *, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensors:
         """Return inputs in ``dtype`` (complex ones in its complex companion), the state in the state's dtype."""
@@ -62,6 +67,31 @@ def cast(t: Tensor, dtype: torch.dtype, *, state: bool = False) -> Tensor:
     if state and dtype in (torch.bfloat16, torch.float16):
         dtype = torch.float32
     return t.to(dtype.to_complex() if t.is_complex() else dtype)
+
+
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return normal draws."""
+    return torch.randn(*shape, generator=generator, dtype=dtype)
+
+
+def packed(op: Callable[..., tuple[Tensor, Any]], shapes: Sequence[tuple[int, ...]]) -> Callable[..., Any]:
+    """Return an op whose state is a tuple as one whose state is a single tensor (B, sum of sizes), as the tests ask.
+
+    Args:
+        op: The public function.
+        shapes: The shape of each part of the state, less its batch axis.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def call(*, initial_state: Tensor | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:
+        state = None
+        if initial_state is not None:
+            parts = zip(initial_state.split(sizes, 1), shapes, strict=True)
+            state = tuple(part.unflatten(1, shape) for part, shape in parts)
+        y, final = op(**arguments, initial_state=state)
+        return y, torch.cat([part.flatten(1) for part in final], 1)
+
+    return call
 
 
 def draw_reset(length: int, batch: int = 2, seed: int = 1) -> Tensor:

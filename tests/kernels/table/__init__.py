@@ -1,0 +1,7 @@
+"""The table of ops: a new op adds a row to its family's module and has the whole contract tested."""
+
+from __future__ import annotations
+
+from . import diagonal, matrix_state
+
+CASES = {case.name: case for family in (diagonal, matrix_state) for case in family.CASES}
