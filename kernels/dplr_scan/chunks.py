@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
+from ..matrix_chunks import SPAN
+
 #: Steps between two saved states, by backend.
-STEPS = {"chunked": 64, "cpu": 64, "triton": 64}
+STEPS = {"chunked": SPAN, "cpu": 64, "triton": 64}

@@ -143,15 +143,17 @@ def _composed(
     m, m_last = linear_scan(
         carries.to(C.dtype), torch.where(carries, log_f, i), initial_state=m_first, reset=reset, backend=backend
     )
-    previous = torch.cat([m_first.unsqueeze(1), m[:, :-1]], 1)
+    previous = torch.cat([m_first.unsqueeze(1), m], 1)[:, :-1]
     if reset is not None:
         previous = previous.masked_fill(reset.unsqueeze(-1), 0)
     # Where m is handed on, the forget gate is exactly 1 beside it, and the input gate where it is not.
     log_decay = torch.where(carries, 0, log_f + previous - i).clamp(max=0)
-    keys = k * torch.exp(torch.where(carries, i - m, 0)).unsqueeze(-1).to(k.dtype)
+    # In the state's dtype: a quotient of sums that were rounded to half precision would be twice as far off.
+    queries, keys, values = (x.to(C.dtype) for x in (q, k, v))
+    keys = keys * torch.exp(torch.where(carries, i - m, 0)).unsqueeze(-1)
     options = {"scale": scale, "reset": reset, "backend": backend}
-    numerator, C = gated_linear_attention(q, keys, v, log_decay, initial_state=C, **options)
-    ones = v.new_ones(()).expand(*v.shape[:3], 1)
-    normaliser, n = gated_linear_attention(q, keys, ones, log_decay, initial_state=n.unsqueeze(-1), **options)
-    h = hidden(numerator.to(m.dtype), normaliser.squeeze(-1).to(m.dtype), m)
+    numerator, C = gated_linear_attention(queries, keys, values, log_decay, initial_state=C, **options)
+    ones = values.new_ones(()).expand(*v.shape[:3], 1)
+    normaliser, n = gated_linear_attention(queries, keys, ones, log_decay, initial_state=n.unsqueeze(-1), **options)
+    h = hidden(numerator, normaliser.squeeze(-1), m)
     return h.to(q.dtype), MLSTMState(C, n.squeeze(-1), m_last)
