@@ -202,16 +202,15 @@ def gradients_of(
         grads: The gradients of its outputs; None counts as zero.
 
     Returns:
-        The gradient of each argument, None for those that are no floating-point tensor.
+        The gradient of each argument, None for those that need none.
     """
     # New nodes for the arguments: one may have been computed from another, and that path is not the function's own.
     inner = [a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in arguments]
-    inner = [
-        a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() and not a.requires_grad else a
-        for a in inner
-    ]
     wanted = [i for i, a in enumerate(inner) if isinstance(a, Tensor) and a.requires_grad]
-    pairs = [(o, g) for o, g in zip(function(*inner), grads, strict=True) if g is not None]
+    outputs = zip(function(*inner), grads, strict=True)
+    pairs = [(o, g) for o, g in outputs if g is not None and o.requires_grad]
+    if not pairs:
+        return (None,) * len(inner)
     found = torch.autograd.grad(
         [o for o, _ in pairs], [inner[i] for i in wanted], [g for _, g in pairs], create_graph=True, allow_unused=True
     )

@@ -29,6 +29,7 @@ from ..matrix_chunks import (
     sums_after,
 )
 from ..matrix_state import first_state
+from ..triangular import unit_lower_inverse
 
 
 class _Sequences(NamedTuple):
@@ -55,6 +56,7 @@ class _Span(NamedTuple):
     kept: Tensor  # what is left of the state before the chunk after it (.., 1, 1)
     left: Tensor  # what key i meets of key j's correction, 1 on the diagonal (.., R, R)
     likeness: Tensor  # left * k k^T below the diagonal (B, H, N, R, R)
+    inverse: Tensor  # (I + T)^-1 (B, H, N, R, R)
     base: Tensor  # the corrections of an empty state (B, H, N, R, V)
     reads: Tensor  # how they change with the state before the chunk (B, H, N, R, K)
     scores: Tensor  # the weights of the corrections in the outputs (B, H, N, Q, R)
@@ -84,12 +86,6 @@ def _sequences(
     return _Sequences(scale * q.to(dtype), k.flatten(1, 2), v.flatten(1, 2), beta.flatten(1, 2), decays, many, dtype)
 
 
-def _solve(lower: Tensor, right: Tensor, transposed: bool = False) -> Tensor:
-    """Return ``(I + lower)^-1 right``, or with its transpose."""
-    matrix = lower.mT if transposed else lower
-    return torch.linalg.solve_triangular(matrix, right, upper=transposed, unitriangular=True)
-
-
 def _span(s: _Sequences, start: int) -> _Span:
     steps = max(1, CHUNK // s.many)
     part, size = slice(start * s.many, (start + SPAN) * s.many), steps * s.many
@@ -101,12 +97,13 @@ def _span(s: _Sequences, start: int) -> _Span:
     likeness = k @ k.mT
     likeness *= below
     left = below + torch.eye(size, dtype=s.dtype, device=k.device)
-    solved = _solve(beta * likeness, torch.cat([beta * v, -beta * kept_in * k], -1))
+    inverse = unit_lower_inverse(beta * likeness)
+    solved = inverse @ torch.cat([beta * v, -beta * kept_in * k], -1)
     base, reads = solved.split([v.shape[-1], k.shape[-1]], -1)
     scores = q @ k.mT
     scores *= left[..., s.many - 1 :: s.many, :]
     kept, kept_out = kept_in[..., -1:, :], sums_after(log_decay).exp_()
-    return _Span(q, k, v, beta, kept_in, kept_out, kept, left, likeness, base, reads, scores, s.many)
+    return _Span(q, k, v, beta, kept_in, kept_out, kept, left, likeness, inverse, base, reads, scores, s.many)
 
 
 def forward(
@@ -158,7 +155,7 @@ def _span_backward(p: _Span, state: Tensor, do: Tensor, after: Tensor) -> tuple[
     dq += dscores @ p.k
     dk += dscores.mT @ p.q
 
-    dright = _solve(p.beta * p.likeness, torch.cat([dy, dy @ states.mT], -1), transposed=True)
+    dright = p.inverse.mT @ torch.cat([dy, dy @ states.mT], -1)
     dbase, dreads = dright.split([p.v.shape[-1], p.k.shape[-1]], -1)
     dlikeness = -(dright @ torch.cat([p.base, p.reads], -1).mT).tril_(-1)
     key_pairs = dlikeness * p.likeness

@@ -30,6 +30,7 @@ from ..matrix_chunks import (
 )
 from ..matrix_state import first_state
 from ..row_scores import row_scores, row_scores_backward
+from ..triangular import unit_lower_inverse
 
 
 class _Span(NamedTuple):
@@ -47,18 +48,13 @@ class _Span(NamedTuple):
     kept: Tensor  # what is left of the state before the chunk after it (B, H, N, K, 1)
     a_scores: list[Tensor]  # with k and with b, both below the diagonal (B, H, N, Q, Q)
     q_scores: list[Tensor]  # the same with the diagonal
+    inverse: Tensor  # (I - A_ab)^-1 (B, H, N, Q, Q)
     base: Tensor  # y of an empty state (B, H, N, Q, V)
     reads: Tensor  # how y changes with the state before the chunk (B, H, N, Q, K)
 
     def added(self) -> Tensor:
         """Return what the values alone add to the state after the chunk."""
         return (self.k * self.kept_out).mT @ self.v
-
-
-def _solve(scores: Tensor, right: Tensor, transposed: bool = False) -> Tensor:
-    """Return ``(I - scores)^-1 right``, or with its transpose."""
-    matrix = scores.mT if transposed else scores
-    return torch.linalg.solve_triangular(-matrix, right, upper=transposed, unitriangular=True)
 
 
 def _span(sequences: tuple[Tensor, ...], start: int, dtype: torch.dtype) -> _Span:
@@ -68,10 +64,13 @@ def _span(sequences: tuple[Tensor, ...], start: int, dtype: torch.dtype) -> _Spa
     a_scores, q_scores = row_scores(decay, (k, b), a, q)
     for scores, key in zip(q_scores, (k, b), strict=True):
         scores.diagonal(dim1=-2, dim2=-1).add_((q * key).sum(-1))
-    solved = _solve(a_scores[1], torch.cat([a_scores[0] @ v, a * kept_before], -1))
+    inverse = unit_lower_inverse(-a_scores[1])
+    solved = inverse @ torch.cat([a_scores[0] @ v, a * kept_before], -1)
     base, reads = solved.split([v.shape[-1], k.shape[-1]], -1)
     kept, kept_out = kept_after[..., -1, :].unsqueeze(-1), sums_after(log_decay).exp_()
-    return _Span(q, k, v, a, b, decay, kept_before, kept_after, kept_out, kept, a_scores, q_scores, base, reads)
+    return _Span(
+        q, k, v, a, b, decay, kept_before, kept_after, kept_out, kept, a_scores, q_scores, inverse, base, reads
+    )
 
 
 def _sequences(
@@ -129,7 +128,7 @@ def _span_backward(p: _Span, state: Tensor, do: Tensor, after: Tensor) -> tuple[
     through = (p.kept * states * after).sum(-1).unsqueeze(-2)
     dq_in, dk_out, db_out = do @ states.mT, p.v @ after.mT, y @ after.mT
 
-    dright = _solve(p.a_scores[1], torch.cat([dy, dy @ states.mT], -1), transposed=True)
+    dright = p.inverse.mT @ torch.cat([dy, dy @ states.mT], -1)
     dvalues, da_in = dright.split([p.v.shape[-1], p.k.shape[-1]], -1)
     da_scores = [
         (dvalues @ p.v.mT).tril_(-1),
