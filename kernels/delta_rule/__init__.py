@@ -158,4 +158,6 @@ register_kernel("delta_rule", "reference", Kernel(delta_rule_reference, None, al
 register_kernel("delta_rule", "chunked", Kernel(chunked.forward, chunked.backward, always))
 # cpu: from . import cpu; register_kernel("delta_rule", "cpu", Kernel(..., cpu_refuses))
 if find_spec("triton"):
-    pass  # from . import triton; register_kernel("delta_rule", "triton", ...)
+    from . import triton
+
+    register_kernel("delta_rule", "triton", Kernel(triton.forward, triton.backward, triton.refuses))

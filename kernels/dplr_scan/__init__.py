@@ -130,4 +130,6 @@ register_kernel("dplr_scan", "reference", Kernel(dplr_scan_reference, None, alwa
 register_kernel("dplr_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))
 # cpu: from . import cpu; register_kernel("dplr_scan", "cpu", Kernel(..., cpu_refuses))
 if find_spec("triton"):
-    pass  # from . import triton; register_kernel("dplr_scan", "triton", ...)
+    from . import triton
+
+    register_kernel("dplr_scan", "triton", Kernel(triton.forward, triton.backward, triton.refuses))

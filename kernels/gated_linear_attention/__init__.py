@@ -152,4 +152,6 @@ register_kernel("gated_linear_attention", "reference", Kernel(gated_linear_atten
 register_kernel("gated_linear_attention", "chunked", Kernel(chunked.forward, chunked.backward, always))
 # cpu: from . import cpu; register_kernel("gated_linear_attention", "cpu", Kernel(..., cpu_refuses))
 if find_spec("triton"):
-    pass  # from . import triton; register_kernel("gated_linear_attention", "triton", ...)
+    from . import triton
+
+    register_kernel("gated_linear_attention", "triton", Kernel(triton.forward, triton.backward, triton.refuses))

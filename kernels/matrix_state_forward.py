@@ -1,0 +1,289 @@
+"""The Triton kernels that run a matrix-state recurrence; see :mod:`.matrix_state_tiles`.
+
+Chunks in parallel: how much each step reads of what each earlier step wrote (``scores``); what steps read of each other
+makes a unit lower triangular system, whose inverse turns the reads into ``u = U + W S`` with the state S before the
+chunk. Then one pass over the chunks, which holds the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .matrix_state_tiles import (
+    Recurrence,
+    between,
+    between_rows,
+    decays,
+    from_start,
+    on_device,
+    place,
+    present,
+    put_rows,
+    rows,
+    segment,
+    sequence,
+    to_end,
+    total,
+)
+
+SLICE = 16  # columns of the keys for which such a block holds every pair of steps
+SUB = 16  # steps of a block in which decays per row of the state are summed pair by pair
+
+
+@triton.jit
+def _scores(
+    z, z_b, z_t, z_h, y, y_b, y_t, y_h, g, g_b, g_t, g_h, bonus, segments, faults, out, length, heads, width, chunks,
+    Z_PER: tl.constexpr, LAG: tl.constexpr, SUB: tl.constexpr, SLICE: tl.constexpr,
+    PER: tl.constexpr, VECTOR: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Store z_t . (decay from s to t) y_s for the steps t of a block (rows) and s of a chunk, s <= t - LAG."""
+    b, h, chunk, part, number = place(chunks, heads, C // SUB)
+    i, column = tl.arange(0, SUB), tl.arange(0, BLOCK_K)
+    first = chunk * C + part * SUB
+    t = first + i
+    ok = present(faults, b, h, t, length, heads)
+    z_rows = rows(z, z_b, z_t, z_h, b, h, t, ok, column, width, Z_PER)
+    y_rows = rows(y, y_b, y_t, y_h, b, h, t, ok, column, width, 1)
+    line = out + (number * C + part * SUB + i)[:, None] * C + i[None, :]
+    if VECTOR:
+        gap = tl.zeros([BLOCK_K], dtype=tl.float32)
+        z_whole = z_rows * from_start(
+            g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, column, width, PER, LAG, VECTOR
+        )
+        for back in range(tl.where(first < length, part, 0)):
+            begin = first - (back + 1) * SUB
+            s = begin + i
+            s_ok = present(faults, b, h, s, length, heads)
+            decay = to_end(
+                g, g_b, g_t, g_h, b, h, s, begin + SUB - 1, faults, length, heads, column, width, PER, VECTOR
+            )
+            y_past = rows(y, y_b, y_t, y_h, b, h, s, s_ok, column, width, 1) * decay * tl.exp(gap)[None, :]
+            tile = tl.dot(z_whole, tl.trans(y_past), input_precision=PRECISION)
+            if segments is not None:
+                ours, theirs = segment(segments, b, t, length, PER), segment(segments, b, s, length, PER)
+                tile = tl.where(ours[:, None] == theirs[None, :], tile, 0.0)
+            tl.store(line + (part - 1 - back) * SUB, tile)
+            gap += tl.sum(decays(g, g_b, g_t, g_h, b, h, s, s_ok, column, width, PER, VECTOR), 0)
+        tile = tl.zeros([SUB, SUB], dtype=tl.float32)
+        for begin in range(0, width, SLICE):
+            k = begin + tl.arange(0, SLICE)
+            decay = between_rows(g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, i, k, width, PER, LAG)
+            z_part = rows(z, z_b, z_t, z_h, b, h, t, ok, k, width, Z_PER)
+            y_part = rows(y, y_b, y_t, y_h, b, h, t, ok, k, width, 1)
+            tile += tl.sum(z_part[:, None, :] * y_part[None, :, :] * decay, 2)
+    else:
+        tile = tl.dot(z_rows, tl.trans(y_rows), input_precision=PRECISION)
+        tile *= between(g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, i, PER, LAG)
+    tile = tl.where(i[:, None] - LAG >= i[None, :], tile, 0.0)
+    if segments is not None:
+        ours = segment(segments, b, t, length, PER)
+        tile = tl.where(ours[:, None] == ours[None, :], tile, 0.0)
+    if bonus is not None:
+        weight = tl.load(bonus + h * width + column, mask=column < width, other=0.0).to(tl.float32)
+        own = tl.sum(z_rows * y_rows * weight[None, :], 1)
+        tile = tl.where(i[:, None] == i[None, :], own[:, None], tile)
+    tl.store(line + part * SUB, tile)
+
+
+@triton.jit
+def _merge(inverse, scores, row, SIZE: tl.constexpr):
+    """Join the inverses of neighbouring diagonal blocks of a size: below them lies T2 A T1."""
+    pair = (row[:, None] // SIZE % 2 == 1) & (row[:, None] // SIZE - 1 == row[None, :] // SIZE)
+    product = tl.dot(inverse, tl.where(pair, scores, 0.0), input_precision="ieee")
+    return inverse + tl.dot(product, inverse, input_precision="ieee")
+
+
+@triton.jit
+def _solve(
+    scores, x, x_b, x_t, x_h, r, r_b, r_t, r_h, g, g_b, g_t, g_h, segments, faults, inverse, W, U,
+    length, heads, width, values, chunks, LAG: tl.constexpr, BLOCK_V: tl.constexpr,
+    PER: tl.constexpr, VECTOR: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Store T = (I - scores)^-1 by forward substitution, W = T x (decayed from the chunk's start) and U = T r."""
+    b, h, chunk, _, number = place(chunks, heads, 1)
+    i, row, block = tl.arange(0, 16), tl.arange(0, C), tl.arange(0, C // 16)[:, None, None]
+    at = (block * 16 + i[None, :, None]) * C + block * 16 + i[None, None, :]
+    small = tl.load(scores + number * C * C + at, mask=(block >= 0) & (i[None, :, None] > i[None, None, :]), other=0.0)
+    T = tl.where(block * 16 + i[None, :, None] == row[None, None, :], 1.0, 0.0)
+    for j in range(1, 16):
+        current = i[None, :, None] == j
+        weights = tl.sum(tl.where(current, small, 0.0), 1)
+        T += tl.where(current, tl.sum(weights[:, :, None] * T, 1)[:, None, :], 0.0)
+    T = tl.reshape(T, (C, C))
+    square = (number * C + row)[:, None] * C + row[None, :]
+    if C > 16:
+        inside = (row[:, None] > row[None, :]) & (chunk * C + row < length)[:, None]
+        whole = tl.load(scores + square, mask=inside, other=0.0)
+        T = _merge(T, whole, row, 16)
+        if C > 32:
+            T = _merge(T, whole, row, 32)
+    tl.store(inverse + square, T)
+    t, column = chunk * C + row, tl.arange(0, BLOCK_K)
+    ok = present(faults, b, h, t, length, heads)
+    x_rows = rows(x, x_b, x_t, x_h, b, h, t, ok, column, width, 1)
+    x_rows *= from_start(g, g_b, g_t, g_h, b, h, t, chunk * C, faults, length, heads, column, width, PER, LAG, VECTOR)
+    if segments is not None:
+        x_rows = tl.where(carried(segments, b, t, chunk * C, length, PER)[:, None], x_rows, 0.0)
+    exists = t < length
+    put_rows(W, tl.dot(T, x_rows, input_precision=PRECISION), b, h, t, exists, column, length, heads, width, 1)
+    for begin in range(0, values, BLOCK_V):
+        v = begin + tl.arange(0, BLOCK_V)
+        r_rows = rows(r, r_b, r_t, r_h, b, h, t, ok, v, values, 1)
+        put_rows(U, tl.dot(T, r_rows, input_precision=PRECISION), b, h, t, exists, v, length, heads, values, 1)
+
+
+@triton.jit
+def carried(segments, b, t, first, length, PER: tl.constexpr):
+    """Return which steps belong to the sequence that the step before ``first`` belongs to."""
+    return segment(segments, b, t, length, PER) == segment(segments, b, first - 1, length, PER)
+
+
+@triton.jit
+def _pass(
+    q, q_b, q_t, q_h, y, y_b, y_t, y_h, u, u_b, u_t, u_h, g, g_b, g_t, g_h, W, scores, initial, segments, faults,
+    o, states, final, scale, length, heads, width, values, chunks, LAG: tl.constexpr, BLOCK_V: tl.constexpr,
+    PER: tl.constexpr, VECTOR: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take a block of the state's columns over all chunks; with W, u holds U and becomes u."""
+    b, h, _, _, head = place(1, heads, 1)
+    row, column = tl.arange(0, C), tl.arange(0, BLOCK_K)
+    v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    corner = column[:, None] * values + v[None, :]
+    exists = (column < width)[:, None] & (v < values)[None, :]
+    S = tl.zeros([BLOCK_K, BLOCK_V], dtype=tl.float32)
+    if initial is not None:
+        S = tl.load(initial + head * width * values + corner, mask=exists, other=0.0)
+    spoilt = tl.full([], 0, tl.int32)  # whether what a fault reached is part of the state
+    if faults is not None:
+        numbers = S - S == 0
+        spoilt = tl.max(tl.max(tl.where(numbers, 0, 1), 1), 0)
+        S = tl.where(numbers, S, 0.0)
+    for chunk in range(chunks):
+        number = head * chunks + chunk
+        if states is not None:
+            tl.store(states + number * width * values + corner, S, mask=exists)
+        t = (chunk * C + row).to(tl.int64)
+        ok = present(faults, b, h, t, length, heads)
+        kept = ok
+        if segments is not None:
+            kept = carried(segments, b, t, chunk * C, length, PER)
+        u_rows = rows(u, u_b, u_t, u_h, b, h, t, ok, v, values, 1)
+        if W is not None:
+            at = (b * length * heads + h) * width
+            w_rows = rows(W + at, 0, heads * width, 0, b, h, t, ok, column, width, 1)
+            u_rows += tl.dot(w_rows, S, input_precision=PRECISION)
+            put_rows(u, u_rows, b, h, t, t < length, v, length, heads, values, 1)
+        if o is not None:
+            q_rows = rows(q, q_b, q_t, q_h, b, h, t, t < length, column, width, PER)
+            q_rows *= from_start(
+                g, g_b, g_t, g_h, b, h, t, chunk * C, faults, length, heads, column, width, PER, LAG, VECTOR
+            )
+            found = tl.dot(q_rows, S, input_precision=PRECISION)
+            if segments is not None:
+                found = tl.where(kept[:, None], found, 0.0)
+            square = (number * C + row)[:, None] * C + row[None, :]
+            inside = (row[:, None] >= row[None, :]) & (t < length)[:, None]
+            P = tl.load(scores + square, mask=inside, other=0.0)
+            found += tl.dot(P, u_rows, input_precision=PRECISION)
+            if faults is not None:
+                ours = segment(segments, b, t, length, PER)
+                reached = (
+                    (ours[:, None] == ours[None, :]) & (row[:, None] >= row[None, :]) & ((t < length) & ~ok)[None, :]
+                )
+                reached = (tl.max(reached.to(tl.int32), 1) | (kept.to(tl.int32) * spoilt)) != 0
+                found = tl.where(reached[:, None], float("nan"), found)
+            put_rows(o, found * scale, b, h, t, t < length, v, length, heads, values, PER)
+        last = chunk * C + C - 1
+        y_rows = rows(y, y_b, y_t, y_h, b, h, t, ok, column, width, 1)
+        y_rows *= to_end(g, g_b, g_t, g_h, b, h, t, last, faults, length, heads, column, width, PER, VECTOR)
+        decay = total(g, g_b, g_t, g_h, b, h, t, faults, length, heads, column, width, PER, VECTOR)
+        S *= decay[:, None] if VECTOR else decay
+        if segments is not None:
+            ours, theirs = segment(segments, b, t, length, PER), segment(segments, b, last + t * 0, length, PER)
+            y_rows = tl.where((ours == theirs)[:, None], y_rows, 0.0)
+            passes = tl.max(tl.where(kept, 0, 1), 0) == 0
+            S = tl.where(passes, S, 0.0)
+            if faults is not None:
+                new = tl.max(tl.where((ours == theirs) & (t < length) & ~ok, 1, 0), 0)
+                spoilt = tl.where(passes, spoilt | new, new)
+        S += tl.dot(tl.trans(y_rows), u_rows, input_precision=PRECISION)
+    if final is not None:
+        if faults is not None:
+            S = tl.where(spoilt != 0, float("nan"), S)
+        tl.store(final + head * width * values + corner, S, mask=exists)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What the chunks of a recurrence are made of.
+
+    Args:
+        P: How much q reads of what each earlier step wrote, for each chunk.
+        T: Inverse of the system that the steps' reads make, or None where they read nothing.
+        W: (B, L n, H, K) or None.
+        U: (B, L n, H, V) or None; the pass over the chunks turns it into u.
+        faults: (B, L n, H) bool or None.
+        A: How much x reads of what each earlier step wrote, or None.
+    """
+
+    P: Tensor
+    T: Tensor | None
+    W: Tensor | None
+    U: Tensor | None
+    faults: Tensor | None
+    A: Tensor | None
+
+
+def pieces(this: Recurrence) -> Pieces:
+    """Compute what the chunks of a recurrence are made of, all chunks in parallel."""
+    (batch, steps, heads, width), values = this.y.shape, this.r.shape[3]
+    C, sub = this.chunk, SUB if this.vector else this.chunk
+    faults = this.faults()
+
+    def scores(z: Tensor, lag: int, per: int, bonus: Tensor | None) -> Tensor:
+        out = this.per_chunk(C, C)
+        _scores[(this.heads * this.chunks * (C // sub),)](
+            *sequence(z), *sequence(this.y), *sequence(this.g), bonus, this.reset, faults, out,
+            steps, heads, width, this.chunks, **this.options(Z_PER=per, LAG=lag, SUB=sub, SLICE=SLICE),
+        )  # fmt: skip
+        return out
+
+    with on_device(this.q):
+        P = scores(this.q, this.lag_q, this.per_token, this.bonus)
+        if this.x is None:
+            return Pieces(P, None, None, None, faults, None)
+        A = scores(this.x, this.lag_x, 1, None)
+        T, W = this.per_chunk(C, C), this.fresh(batch, steps, heads, width)
+        U = this.fresh(batch, steps, heads, values)
+        _solve[(this.heads * this.chunks,)](
+            A, *sequence(this.x), *sequence(this.r), *sequence(this.g), this.reset, faults, T, W, U,
+            steps, heads, width, values, this.chunks, **this.options(LAG=this.lag_x, BLOCK_V=this.block_v),
+        )  # fmt: skip
+    return Pieces(P, T, W, U, faults, A)
+
+
+def over_chunks(this: Recurrence, parts: Pieces, o: Tensor | None, states: Tensor | None, final: Tensor | None) -> None:
+    """Take the state over the chunks; write what is wanted of o, the states before each chunk, and the last state."""
+    steps, heads, values = this.y.shape[1], this.q.shape[2], this.r.shape[3]
+    with on_device(this.q):
+        _pass[(this.heads, this.column_blocks)](
+            *sequence(this.q), *sequence(this.y), *sequence(this.r if parts.U is None else parts.U),
+            *sequence(this.g), parts.W, parts.P, this.initial, this.reset, parts.faults, o, states, final,
+            this.scale, steps, heads, this.q.shape[3], values, this.chunks,
+            **this.options(LAG=this.lag_q, BLOCK_V=this.block_v),
+        )  # fmt: skip
+
+
+def forward(recurrence: Recurrence) -> tuple[Tensor, Tensor]:
+    """Return o, (B, L, H, V) in q's dtype, and the last state, (B, H, K, V) float32."""
+    this = recurrence.prepared()
+    batch, length, heads, width = this.q.shape
+    o = this.q.new_empty((batch, length, heads, this.r.shape[3]))
+    final = this.fresh(batch, heads, width, this.r.shape[3])
+    if final.numel():
+        over_chunks(this, pieces(this), o, None, final)
+    return o, final
