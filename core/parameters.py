@@ -45,6 +45,21 @@ def inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
 
+def initial_dt_bias(shape: tuple[int, ...]) -> Tensor:
+    """Draw the bias of a softplus whose steps are log-uniform in [1e-3, 1e-1], as Mamba's are.
+
+    Args:
+        shape: Shape of the draw.
+
+    Returns:
+        The bias, float32.
+
+    Source:
+        Gu and Dao, Mamba (2023), section 3.6.
+    """
+    return inverse_softplus(log_uniform(shape, 1e-3, 1e-1).exp().clamp(min=1e-4))
+
+
 def widen(x: Tensor) -> Tensor:
     """Return x in at least single precision: float32 for half types, else unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...kernels import selective_scan
 from ..conv import causal_conv1d
 from ..errors import ConfigError
-from ..parameters import inverse_softplus, log_uniform, mark_undecayed, undecayed, widen
+from ..parameters import initial_dt_bias, mark_undecayed, undecayed, widen
 from ..registry import Mixer, State, register_mixer
 
 
@@ -62,7 +62,7 @@ class Mamba(Mixer):
         mark_undecayed(self.dt_proj.bias)
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            self.dt_proj.bias.copy_(inverse_softplus(log_uniform((width,), 1e-3, 1e-1).exp().clamp(min=1e-4)))
+            self.dt_proj.bias.copy_(initial_dt_bias((width,)))
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """Run the block; the state is the convolution's last inputs and the scan's state."""
