@@ -37,4 +37,15 @@ inline void parallel_for(int64_t n, int threads, int64_t grain, const Body& body
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
+// out = the sum of `count` arrays of `size` numbers, in their order.
+template <class T> void add_up(const T* parts, int64_t count, int64_t size, T* out, int threads) {
+  constexpr int64_t kPiece = 4096;
+  parallel_for((size + kPiece - 1) / kPiece, threads, 8, [&](int64_t piece) {
+    const int64_t begin = piece * kPiece, end = std::min(size, begin + kPiece);
+    std::copy(parts + begin, parts + end, out + begin);
+    for (int64_t i = 1; i < count; ++i)
+      for (int64_t j = begin; j < end; ++j) out[j] += parts[i * size + j];
+  });
+}
+
 }  // namespace scanweave

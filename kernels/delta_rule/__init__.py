@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import check_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from ..matrix_state import (
@@ -19,7 +20,7 @@ from ..matrix_state import (
     gate_dtypes,
     value_width,
 )
-from . import chunked
+from . import chunked, cpu
 from .chunks import STEPS
 from .reference import delta_rule_reference
 
@@ -156,7 +157,7 @@ _op = define_op(
 )
 register_kernel("delta_rule", "reference", Kernel(delta_rule_reference, None, always))
 register_kernel("delta_rule", "chunked", Kernel(chunked.forward, chunked.backward, always))
-# cpu: from . import cpu; register_kernel("delta_rule", "cpu", Kernel(..., cpu_refuses))
+register_kernel("delta_rule", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
 if find_spec("triton"):
     from . import triton
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from ..matrix_state import (
@@ -18,7 +19,7 @@ from ..matrix_state import (
     gate_dtypes,
     value_width,
 )
-from . import chunked
+from . import chunked, cpu
 from .chunks import STEPS
 from .reference import dplr_scan_reference
 
@@ -128,7 +129,7 @@ _op = define_op(
 )
 register_kernel("dplr_scan", "reference", Kernel(dplr_scan_reference, None, always))
 register_kernel("dplr_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))
-# cpu: from . import cpu; register_kernel("dplr_scan", "cpu", Kernel(..., cpu_refuses))
+register_kernel("dplr_scan", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
 if find_spec("triton"):
     from . import triton
 

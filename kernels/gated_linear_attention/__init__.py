@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import check_dtype, state_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from ..matrix_state import (
@@ -19,7 +20,7 @@ from ..matrix_state import (
     gate_dtypes,
     value_width,
 )
-from . import chunked
+from . import chunked, cpu
 from .chunks import STEPS
 from .reference import gated_linear_attention_reference
 
@@ -150,7 +151,7 @@ _op = define_op(
 )
 register_kernel("gated_linear_attention", "reference", Kernel(gated_linear_attention_reference, None, always))
 register_kernel("gated_linear_attention", "chunked", Kernel(chunked.forward, chunked.backward, always))
-# cpu: from . import cpu; register_kernel("gated_linear_attention", "cpu", Kernel(..., cpu_refuses))
+register_kernel("gated_linear_attention", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
 if find_spec("triton"):
     from . import triton
 

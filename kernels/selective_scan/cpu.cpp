@@ -353,17 +353,6 @@ template <class T, class Body> int over_slices(const Problem<T>& p, int threads,
   return worst;
 }
 
-// out = the sum of `count` arrays of `size` numbers, in their order.
-template <class T> void add_up(const T* parts, int64_t count, int64_t size, T* out, int threads) {
-  constexpr int64_t kPiece = 4096;
-  parallel_for((size + kPiece - 1) / kPiece, threads, 8, [&](int64_t piece) {
-    const int64_t begin = piece * kPiece, end = std::min(size, begin + kPiece);
-    std::copy(parts + begin, parts + end, out + begin);
-    for (int64_t i = 1; i < count; ++i)
-      for (int64_t j = begin; j < end; ++j) out[j] += parts[i * size + j];
-  });
-}
-
 template <class T> int forward(const Problem<T>& p, T* y, T* last, T* before, int threads) {
   const int status = over_slices(p, threads, [&](const Slice<T>& s) {
     return p.is_signed ? forward_slice<T, true>(p, s, y, last, before) : forward_slice<T, false>(p, s, y, last, before);
