@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from importlib.util import find_spec
 
@@ -65,7 +66,8 @@ def linear_scan(
     """
     _check(a, b, initial_state, reset)
     shape = b.shape
-    h = None if initial_state is None else initial_state.reshape(shape[0], -1).to(state_dtype(b.dtype))
+    width = math.prod(shape[2:])  # reshape finds no -1 in an empty batch
+    h = None if initial_state is None else initial_state.reshape(shape[0], width).to(state_dtype(b.dtype))
     plain = len(shape) == 3  # nothing to flatten: views of tensors cost as much as a small scan
     a3 = a if plain and a.dim() == 3 and a.shape[2] == shape[2] else _flatten(a, shape)
     b3 = b if plain else b.reshape(shape[0], shape[1], -1)

@@ -120,7 +120,7 @@ def _carries(log_f: Tensor, i: Tensor, m: Tensor, reset: Tensor | None) -> Tenso
     candidates = torch.where(starts, torch.maximum(i - total, -before), i - total)
     carried = torch.cat([m.unsqueeze(1), candidates], 1)
     number = torch.cat([torch.zeros_like(reset[:, :1]), reset], 1).cumsum(1).unsqueeze(-1).to(wide)
-    lift = number * (carried.amax() - carried.amin() + 1)
+    lift = number * (carried.amax(1, keepdim=True) - carried.amin(1, keepdim=True) + 1)
     best = (carried + lift).cummax(1).values - lift
     return torch.where(starts, log_f >= i, best[:, :-1] + total >= i)
 
