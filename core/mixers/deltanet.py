@@ -12,7 +12,7 @@ from ...kernels import delta_rule
 from ..conv import causal_conv1d
 from ..errors import ConfigError
 from ..heads import HeadNorm, count_heads, split_heads
-from ..parameters import inverse_softplus, log_uniform, undecayed, widen
+from ..parameters import initial_dt_bias, undecayed, widen
 from ..registry import Mixer, State, register_mixer
 
 Eigenvalues = Literal["positive", "signed"]
@@ -85,7 +85,7 @@ class DeltaMixer(Mixer):
         if gated:
             self.a_proj = nn.Linear(dim, heads, bias=False)
             self.A_log = undecayed(torch.empty(heads).uniform_(0, 16).clamp(min=1e-3).log())
-            self.dt_bias = undecayed(inverse_softplus(log_uniform((heads,), 1e-3, 1e-1).exp().clamp(min=1e-4)))
+            self.dt_bias = undecayed(initial_dt_bias((heads,)))
             self.g_proj = nn.Linear(dim, heads * value_dim, bias=False)
         self.o_norm = HeadNorm(1, value_dim, eps=1e-5)
         self.o_proj = nn.Linear(heads * value_dim, dim, bias=False)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import mlstm_scan
+from ...kernels import MLSTMState, mlstm_scan
 from ..conv import causal_conv1d
 from ..heads import HeadNorm, count_heads, split_heads
 from ..parameters import mark_undecayed, undecayed
@@ -30,6 +30,55 @@ class BlockLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, L, width)."""
         return torch.einsum("blhd,hod->blho", split_heads(x, self.weight.shape[0]), self.weight).flatten(-2)
+
+
+class ShortConv(nn.Module):
+    """Causal convolution, one filter per channel; apart, for its parameters' names.
+
+    Args:
+        width: Channels.
+        taps: Taps of each filter.
+    """
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, taps, groups=width)
+
+    def forward(self, x: Tensor, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Convolve x (B, L, width) after the inputs in the state (B, taps - 1, width)."""
+        return causal_conv1d(x, self.conv.weight.squeeze(1), self.conv.bias, state, reset)
+
+
+class MLSTMCell(nn.Module):
+    """The matrix LSTM between its projections: gates from q, k and v together, the scan, a norm.
+
+    Args:
+        heads: Heads.
+        head_dim: Features of one head.
+    """
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.igate = nn.Linear(3 * heads * head_dim, heads)
+        self.fgate = nn.Linear(3 * heads * head_dim, heads)
+        self.outnorm = HeadNorm(heads, head_dim, "layer", bias=False, residual=True)
+        nn.init.zeros_(self.igate.weight)
+        nn.init.zeros_(self.fgate.weight)
+        with torch.no_grad():
+            self.igate.bias.normal_(std=0.1)
+            self.fgate.bias.copy_(torch.linspace(3, 6, heads))
+        mark_undecayed(self.igate.bias)
+        mark_undecayed(self.fgate.bias)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState, reset: Tensor | None
+    ) -> tuple[Tensor, MLSTMState]:
+        """Run over q, k and v, (B, L, heads * head_dim) each; the result has their shape."""
+        seen = torch.cat([q, k, v], -1)
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        h, state = mlstm_scan(q, k, v, self.igate(seen), self.fgate(seen), initial_state=state, reset=reset)
+        return self.outnorm(h).flatten(-2), state
 
 
 @register_mixer("mlstm")
@@ -67,42 +116,23 @@ class MLSTM(Mixer):
             dim,
             state_shapes={"conv": (d_conv - 1, width), "C": (heads, size, size), "n": (heads, size), "m": (heads,)},
         )
-        self.heads = heads
         std = (2 / (5 * dim)) ** 0.5
         self.proj_up = nn.Linear(dim, 2 * width, bias=False)
-        self.conv1d = nn.ModuleDict({"conv": nn.Conv1d(width, width, d_conv, groups=width)})
+        self.conv1d = ShortConv(width, d_conv)
         self.q_proj = BlockLinear(width, blocks, std)
         self.k_proj = BlockLinear(width, blocks, std)
         self.v_proj = BlockLinear(width, blocks, std)
-        gates = {gate: nn.Linear(3 * width, heads) for gate in ("igate", "fgate")}
-        norm = HeadNorm(heads, size, "layer", bias=False, residual=True)
-        self.mlstm_cell = nn.ModuleDict({**gates, "outnorm": norm})
+        self.mlstm_cell = MLSTMCell(heads, size)
         self.learnable_skip = undecayed(torch.ones(width))
         self.proj_down = nn.Linear(width, dim, bias=False)
         nn.init.normal_(self.proj_up.weight, std=std)
         nn.init.normal_(self.proj_down.weight, std=2 / dim**0.5)
-        for gate in gates.values():
-            nn.init.zeros_(gate.weight)
-            mark_undecayed(gate.bias)
-        with torch.no_grad():
-            gates["igate"].bias.normal_(std=0.1)
-            gates["fgate"].bias.copy_(torch.linspace(3, 6, heads))
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """Run the layer; the state is the convolution's last inputs, and the cell's C, n and m."""
-        conv_state, *cell_state = state
+        conv_state, *cell = state
         u, z = self.proj_up(x).chunk(2, -1)
-        conv = self.conv1d["conv"]
-        mixed, conv_state = causal_conv1d(u, conv.weight.squeeze(1), conv.bias, conv_state, reset)
-        mixed = F.silu(mixed)
-        q, k, v = self.q_proj(mixed), self.k_proj(mixed), self.v_proj(u)
-        seen = torch.cat([q, k, v], -1)
-        h, cell_state = mlstm_scan(
-            *(split_heads(part, self.heads) for part in (q, k, v)),
-            self.mlstm_cell["igate"](seen),
-            self.mlstm_cell["fgate"](seen),
-            initial_state=tuple(cell_state),
-            reset=reset,
-        )
-        h = self.mlstm_cell["outnorm"](h).flatten(-2) + self.learnable_skip * mixed
-        return self.proj_down(h * F.silu(z)), (conv_state, *cell_state)
+        c, conv_state = self.conv1d(u, conv_state, reset)
+        c = F.silu(c)
+        h, cell_state = self.mlstm_cell(self.q_proj(c), self.k_proj(c), self.v_proj(u), MLSTMState(*cell), reset)
+        return self.proj_down((h + self.learnable_skip * c) * F.silu(z)), (conv_state, *cell_state)

@@ -12,9 +12,6 @@ from ..parameters import undecayed, widen
 from ..registry import Mixer, State, register_mixer
 from ..shift import token_shift
 
-# Published initial values change from the first layer, 0, to the last, 1: a mixer does not know its place.
-DEPTH = 0.5
-
 
 @register_mixer("rwkv6")
 class RWKV6(Mixer):
@@ -25,8 +22,8 @@ class RWKV6(Mixer):
     blend of a step and the step before it, ``x_t + (x_{t-1} - x_t) (mu + low-rank(x))``; w is ``w_0`` and a low-rank
     term. Parameters carry the names of the authors' release (RWKV-LM's RWKV_Tmix_x060), so that its weights load.
 
-    Initial values are those of the release at the middle of a network's depth; the output projection, there zero, is
-    drawn as the receptance's.
+    Initial values are the release's. What depends there on the layer's depth starts as in the first layer, ``ln_x`` at
+    1; ``output``, there zero, is drawn as ``receptance``, so that each parameter of a mixer used alone has a gradient.
 
     Args:
         dim: Features of the input and of the output.
@@ -39,7 +36,7 @@ class RWKV6(Mixer):
 
     Source:
         Peng et al., Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence (2024), section 4.2 and
-        appendix on initial values.
+        the appendix on initial values.
     """
 
     def __init__(self, dim: int, head_dim: int | None = None, mix_rank: int = 32, decay_rank: int = 64) -> None:
@@ -47,28 +44,21 @@ class RWKV6(Mixer):
         size = dim // heads
         super().__init__(dim, state_shapes={"shift": (dim,), "scan": (heads, size, size)})
         self.heads = heads
-        ramp = torch.arange(dim) / dim
-        for name, power, offset in (
-            ("x", 1 - DEPTH, 0.0),
-            ("w", 1 - DEPTH, 0.0),
-            ("k", 1 - DEPTH, 0.0),
-            ("v", 1 - DEPTH, 0.3 * DEPTH),
-            ("r", 0.5 * (1 - DEPTH), 0.0),
-            ("g", 0.5 * (1 - DEPTH), 0.0),
-        ):
-            self.register_parameter(f"time_maa_{name}", undecayed(1 - (ramp**power + offset).view(1, 1, dim)))
+        ramp = (torch.arange(dim) / dim).view(1, 1, dim)
+        self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v = (undecayed(1 - ramp) for _ in range(4))
+        self.time_maa_r, self.time_maa_g = (undecayed(1 - ramp**0.5) for _ in range(2))
         self.time_maa_w1 = undecayed(_small(dim, 5 * mix_rank))
         self.time_maa_w2 = undecayed(_small(5, mix_rank, dim))
         place = torch.arange(dim) / max(dim - 1, 1)
-        self.time_decay = undecayed((-6 + 5 * place ** (0.7 + 1.3 * DEPTH)).view(1, 1, dim))
+        self.time_decay = undecayed((-6 + 5 * place**0.7).view(1, 1, dim))
         self.time_decay_w1 = undecayed(_small(dim, decay_rank))
         self.time_decay_w2 = undecayed(_small(decay_rank, dim))
-        zigzag = 0.1 * ((torch.arange(dim) + 1) % 3 - 1)
-        self.time_faaaa = undecayed((DEPTH * (1 - place) + zigzag).view(heads, size))
-        for name, gain in (("receptance", 1.0), ("key", 0.1), ("value", 1.0), ("gate", 0.1), ("output", 1.0)):
-            layer = nn.Linear(dim, dim, bias=False)
+        self.time_faaaa = undecayed(0.1 * ((torch.arange(dim) + 1) % 3 - 1).float().view(heads, size))
+        self.receptance, self.key, self.value, self.gate, self.output = (
+            nn.Linear(dim, dim, bias=False) for _ in range(5)
+        )
+        for layer, gain in ((self.receptance, 1), (self.key, 0.1), (self.value, 1), (self.gate, 0.1), (self.output, 1)):
             nn.init.orthogonal_(layer.weight, gain=gain)
-            self.add_module(name, layer)
         self.ln_x = HeadNorm(heads, size, "layer", eps=64e-5)
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
