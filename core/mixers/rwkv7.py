@@ -61,8 +61,9 @@ class RWKV7(Mixer):
         super().__init__(dim, state_shapes={"shift": (dim,), "scan": (heads, head_dim, head_dim)})
         self.heads = heads
         channel = torch.arange(dim) / dim
-        for name, power in (("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)):
-            self.register_parameter(f"x_{name}", undecayed(_row(1 - channel**power)))
+        self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (
+            undecayed(_row(1 - channel**power)) for power in (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)
+        )
         place = torch.linspace(0, 1, dim) if dim > 1 else torch.full((1,), 0.5)
         within = torch.linspace(-1, 1, head_dim).repeat(heads) if head_dim > 1 else torch.zeros(dim)
         zigzag, linear = within * within.abs(), place - 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from scanweave.core import ConfigError, create_mixer
 from scanweave.core.optimizers import parameter_groups
+from tests.peers import import_peer
 
 silu, softplus, sigmoid = nn.functional.silu, nn.functional.softplus, torch.sigmoid
 
@@ -40,7 +42,7 @@ def convolved(projected, conv):
 
 
 def delta_formula(mixer, x):
-    """The papers' recurrence with their V x K state, head by head: ``S <- S (I - beta k k^T) + beta v k^T``, ``S q``."""
+    """The papers' recurrence, its state V x K, head by head: ``S <- S (I - beta k k^T) + beta v k^T``, ``o = S q``."""
     H, n, K, V = mixer.heads, mixer.householders, mixer.head_dim, mixer.value_dim
     q = convolved(mixer.q_proj(x), mixer.q_conv1d).reshape(len(x), H, K)
     k = convolved(mixer.k_proj(x), mixer.k_conv1d).reshape(len(x), n, H, K)
@@ -185,7 +187,7 @@ def test_wrong_arguments_of_delta_mixers_are_named():
     with pytest.raises(ConfigError, match=r"DeltaProduct: householders is 0, expected at least 1"):
         create_mixer("deltaproduct", 8, householders=0)
     for name in ("deltanet", "deltaproduct", "rwkv7"):
-        with pytest.raises(ConfigError, match="head_dim is 3, expected a divisor of the heads' width 8"):
+        with pytest.raises(ConfigError, match="head_dim is 3, expected a divisor of the width 8"):
             create_mixer(name, 8, head_dim=3)
     with pytest.raises(ConfigError, match="RWKV7: gate_rank is 0, expected at least 1"):
         create_mixer("rwkv7", 8, gate_rank=0)
@@ -267,3 +269,27 @@ def test_weight_decay_reaches_the_projections_alone(name):
     for parameter_name, parameter in mixer.named_parameters():
         projection = "norm" not in parameter_name and parameter_name.endswith(".weight") and parameter.dim() > 1
         assert (id(parameter) in decayed) == projection, parameter_name
+
+
+def test_gated_deltanet_equals_olmo_hybrids_layer_with_the_same_weights(monkeypatch):
+    peers = import_peer("transformers.models.olmo_hybrid.modeling_olmo_hybrid")
+    # Where flash-linear-attention is installed the peer calls its GPU kernel, on a CPU as well.
+    monkeypatch.setattr(peers, "torch_chunk_gated_delta_rule", inspect.unwrap(peers.torch_chunk_gated_delta_rule))
+    mixer = make("gated_deltanet", 32, head_dim=12, eigenvalues="signed").float()
+    config = peers.OlmoHybridConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=12,
+        linear_value_head_dim=24,
+    )
+    peer = peers.OlmoHybridGatedDeltaNet(config, layer_idx=0)
+    weights = mixer.state_dict()
+    # The peer joins the three convolutions into one.
+    weights["conv1d.weight"] = torch.cat([weights.pop(f"{name}_conv1d.weight") for name in "qkv"])
+    peer.load_state_dict(weights)
+    x = draw(2, 70, 32).float()
+    torch.testing.assert_close(mixer(x)[0], peer(x), rtol=1e-4, atol=1e-5)
