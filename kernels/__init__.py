@@ -7,11 +7,13 @@ from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
 from .mlstm_scan import MLSTMState, mlstm_scan
 from .selective_scan import selective_scan
+from .ttt_linear import TTTState, ttt_linear
 
 __all__ = [
     "BACKENDS",
     "BackendError",
     "MLSTMState",
+    "TTTState",
     "delta_rule",
     "dplr_scan",
     "gated_linear_attention",
@@ -19,5 +21,6 @@ __all__ = [
     "mlstm_scan",
     "selective_scan",
     "served_by",
+    "ttt_linear",
     "use_backend",
 ]
