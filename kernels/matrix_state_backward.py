@@ -161,6 +161,8 @@ def _readers(
     i, column = tl.arange(0, SUB), tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     begin = chunk * C
     first = begin + part * SUB
+    if first >= length:
+        return
     t = first + i
     ok = present(faults, b, h, t, length, heads)
     z_rows = rows(z, z_b, z_t, z_h, b, h, t, ok, column, width, Z_PER)
@@ -186,7 +188,7 @@ def _readers(
     if VECTOR:
         past = tl.zeros([SUB, BLOCK_K], dtype=tl.float32)
         gap = tl.zeros([BLOCK_K], dtype=tl.float32)
-        for back in range(tl.where(first < length, part, 0)):
+        for back in range(part):
             past_first = first - (back + 1) * SUB
             s = past_first + i
             s_ok = present(faults, b, h, s, length, heads)
@@ -221,6 +223,8 @@ def _writers(
     i, column = tl.arange(0, SUB), tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     end = chunk * C + C
     first = chunk * C + part * SUB
+    if first >= length:
+        return
     t = first + i
     ok = present(faults, b, h, t, length, heads)
     z_rows = rows(z, z_b, z_t, z_h, b, h, t, ok, column, width, Z_PER)
@@ -236,12 +240,14 @@ def _writers(
         found = tl.sum(block[:, :, None] * z_rows[:, None, :] * decay, 0)
         later = tl.zeros([SUB, BLOCK_K], dtype=tl.float32)
         gap = tl.zeros([BLOCK_K], dtype=tl.float32)
-        for ahead in range(1, tl.where(first < length, C // SUB - part, 0)):
+        for ahead in range(1, C // SUB - part):
             begin = first + ahead * SUB
             s = begin + i
             s_ok = present(faults, b, h, s, length, heads)
-            decay = from_start(g, g_b, g_t, g_h, b, h, s, begin, faults, length, heads, column, width, PER, LAG, VECTOR)
-            z_later = rows(z, z_b, z_t, z_h, b, h, s, s_ok, column, width, Z_PER) * decay * tl.exp(gap)[None, :]
+            passed = from_start(
+                g, g_b, g_t, g_h, b, h, s, begin, faults, length, heads, column, width, PER, LAG, VECTOR
+            )
+            z_later = rows(z, z_b, z_t, z_h, b, h, s, s_ok, column, width, Z_PER) * passed * tl.exp(gap)[None, :]
             later += tl.dot(tl.trans(tl.load(at + ahead * SUB * C)), z_later, input_precision=PRECISION)
             gap += tl.sum(decays(g, g_b, g_t, g_h, b, h, s, s_ok, column, width, PER, VECTOR), 0)
         found += later * near
@@ -392,7 +398,7 @@ def _in_parallel(
             *sequence(left), *u, this.reset, dscores, scale, steps, heads, values, this.chunks,
             **this.options(Z_PER=per, OWN=int(z is this.q), BLOCK_V=this.block_v),
         )  # fmt: skip
-        options = this.options(Z_PER=per, LAG=lag, SUB=sub, BLOCK_V=this.block_v, BLOCK_K=columns)
+        options = this.options(sub, Z_PER=per, LAG=lag, SUB=sub, BLOCK_V=this.block_v, BLOCK_K=columns)
         _readers[grid](
             *sequence(z), *sequence(this.y), *sequence(left), *sequence(this.g), dscores, states, bonus, this.reset,
             parts.faults, dz, e, scale, steps, heads, width, values, this.chunks, **options,

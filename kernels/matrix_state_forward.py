@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .matrix_state_tiles import (
+    EXACT,
     Recurrence,
     between,
     between_rows,
@@ -44,6 +46,8 @@ def _scores(
     b, h, chunk, part, number = place(chunks, heads, C // SUB)
     i, column = tl.arange(0, SUB), tl.arange(0, BLOCK_K)
     first = chunk * C + part * SUB
+    if first >= length:
+        return
     t = first + i
     ok = present(faults, b, h, t, length, heads)
     z_rows = rows(z, z_b, z_t, z_h, b, h, t, ok, column, width, Z_PER)
@@ -54,7 +58,7 @@ def _scores(
         z_whole = z_rows * from_start(
             g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, column, width, PER, LAG, VECTOR
         )
-        for back in range(tl.where(first < length, part, 0)):
+        for back in range(part):
             begin = first - (back + 1) * SUB
             s = begin + i
             s_ok = present(faults, b, h, s, length, heads)
@@ -90,39 +94,45 @@ def _scores(
 
 
 @triton.jit
-def _merge(inverse, scores, row, SIZE: tl.constexpr):
-    """Join the inverses of neighbouring diagonal blocks of a size: below them lies T2 A T1."""
-    pair = (row[:, None] // SIZE % 2 == 1) & (row[:, None] // SIZE - 1 == row[None, :] // SIZE)
-    product = tl.dot(inverse, tl.where(pair, scores, 0.0), input_precision="ieee")
-    return inverse + tl.dot(product, inverse, input_precision="ieee")
+def _invert(scores, inverse, length, chunks, C: tl.constexpr):
+    """Store the diagonal blocks of 16 of T = (I - scores)^-1, by forward substitution."""
+    number = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
+    block = tl.arange(0, C // 16)[:, None, None]
+    at = (number * C + block * 16 + row) * C + block * 16 + column
+    below = (row > column) & (number % chunks * C + block * 16 + row < length)
+    weights = tl.load(scores + at, mask=below, other=0.0)
+    T = tl.where((row == column) & (block >= 0), 1.0, 0.0)
+    for j in range(1, 16):
+        weight = tl.sum(tl.where(row == j, weights, 0.0), 1)
+        T += tl.where(row == j, tl.sum(weight[:, :, None] * T, 1)[:, None, :], 0.0)
+    tl.store(inverse + at, T)
+
+
+@triton.jit
+def _join(scores, inverse, length, chunks, SIZE: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr):
+    """Join the inverses T1 and T2 of two neighbouring diagonal blocks: below T1 and beside T2 lies T2 scores T1."""
+    pair, number = tl.program_id(0) % (C // (2 * SIZE)), (tl.program_id(0) // (C // (2 * SIZE))).to(tl.int64)
+    i, begin = tl.arange(0, SIZE), pair * 2 * SIZE
+    upper = (number * C + begin + i)[:, None] * C + begin + i[None, :]
+    lower = upper + SIZE * C
+    inside = (number % chunks * C + begin + SIZE + i < length)[:, None]
+    tile = tl.load(scores + lower, mask=inside, other=0.0)
+    tile = tl.dot(tl.load(inverse + lower + SIZE), tile, input_precision=EXACT)
+    tl.store(inverse + lower, tl.dot(tile, tl.load(inverse + upper), input_precision=EXACT))
 
 
 @triton.jit
 def _solve(
-    scores, x, x_b, x_t, x_h, r, r_b, r_t, r_h, g, g_b, g_t, g_h, segments, faults, inverse, W, U,
+    inverse, x, x_b, x_t, x_h, r, r_b, r_t, r_h, g, g_b, g_t, g_h, segments, faults, W, U,
     length, heads, width, values, chunks, LAG: tl.constexpr, BLOCK_V: tl.constexpr,
     PER: tl.constexpr, VECTOR: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Store T = (I - scores)^-1 by forward substitution, W = T x (decayed from the chunk's start) and U = T r."""
+    """Store W = T x (decayed from the chunk's start) and U = T r."""
     b, h, chunk, _, number = place(chunks, heads, 1)
-    i, row, block = tl.arange(0, 16), tl.arange(0, C), tl.arange(0, C // 16)[:, None, None]
-    at = (block * 16 + i[None, :, None]) * C + block * 16 + i[None, None, :]
-    small = tl.load(scores + number * C * C + at, mask=(block >= 0) & (i[None, :, None] > i[None, None, :]), other=0.0)
-    T = tl.where(block * 16 + i[None, :, None] == row[None, None, :], 1.0, 0.0)
-    for j in range(1, 16):
-        current = i[None, :, None] == j
-        weights = tl.sum(tl.where(current, small, 0.0), 1)
-        T += tl.where(current, tl.sum(weights[:, :, None] * T, 1)[:, None, :], 0.0)
-    T = tl.reshape(T, (C, C))
-    square = (number * C + row)[:, None] * C + row[None, :]
-    if C > 16:
-        inside = (row[:, None] > row[None, :]) & (chunk * C + row < length)[:, None]
-        whole = tl.load(scores + square, mask=inside, other=0.0)
-        T = _merge(T, whole, row, 16)
-        if C > 32:
-            T = _merge(T, whole, row, 32)
-    tl.store(inverse + square, T)
-    t, column = chunk * C + row, tl.arange(0, BLOCK_K)
+    row, column = tl.arange(0, C), tl.arange(0, BLOCK_K)
+    t = chunk * C + row
+    T = tl.load(inverse + (number * C + row)[:, None] * C + row[None, :])
     ok = present(faults, b, h, t, length, heads)
     x_rows = rows(x, x_b, x_t, x_h, b, h, t, ok, column, width, 1)
     x_rows *= from_start(g, g_b, g_t, g_h, b, h, t, chunk * C, faults, length, heads, column, width, PER, LAG, VECTOR)
@@ -238,6 +248,18 @@ class Pieces:
     A: Tensor | None
 
 
+def _inverse(this: Recurrence, A: Tensor) -> Tensor:
+    """Return (I - A)^-1 of each chunk, A strictly lower triangular."""
+    steps, C, number = this.y.shape[1], this.chunk, this.heads * this.chunks
+    T = torch.zeros_like(A)
+    _invert[(number,)](A, T, steps, this.chunks, C)
+    size = 16
+    while size < C:
+        _join[(number * (C // (2 * size)),)](A, T, steps, this.chunks, size, C, EXACT)
+        size *= 2
+    return T
+
+
 def pieces(this: Recurrence) -> Pieces:
     """Compute what the chunks of a recurrence are made of, all chunks in parallel."""
     (batch, steps, heads, width), values = this.y.shape, this.r.shape[3]
@@ -248,7 +270,7 @@ def pieces(this: Recurrence) -> Pieces:
         out = this.per_chunk(C, C)
         _scores[(this.heads * this.chunks * (C // sub),)](
             *sequence(z), *sequence(this.y), *sequence(this.g), bonus, this.reset, faults, out,
-            steps, heads, width, this.chunks, **this.options(Z_PER=per, LAG=lag, SUB=sub, SLICE=SLICE),
+            steps, heads, width, this.chunks, **this.options(sub, Z_PER=per, LAG=lag, SUB=sub, SLICE=SLICE),
         )  # fmt: skip
         return out
 
@@ -257,10 +279,10 @@ def pieces(this: Recurrence) -> Pieces:
         if this.x is None:
             return Pieces(P, None, None, None, faults, None)
         A = scores(this.x, this.lag_x, 1, None)
-        T, W = this.per_chunk(C, C), this.fresh(batch, steps, heads, width)
-        U = this.fresh(batch, steps, heads, values)
+        T = _inverse(this, A)
+        W, U = this.fresh(batch, steps, heads, width), this.fresh(batch, steps, heads, values)
         _solve[(this.heads * this.chunks,)](
-            A, *sequence(this.x), *sequence(this.r), *sequence(this.g), this.reset, faults, T, W, U,
+            T, *sequence(this.x), *sequence(this.r), *sequence(this.g), this.reset, faults, W, U,
             steps, heads, width, values, this.chunks, **this.options(LAG=this.lag_x, BLOCK_V=this.block_v),
         )  # fmt: skip
     return Pieces(P, T, W, U, faults, A)

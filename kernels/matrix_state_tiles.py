@@ -32,6 +32,10 @@ def refuses(tensor: Tensor) -> str | None:
     return None
 
 
+# float32 products from three of tensor cores' own; without these cores' help a product of tiles spills its operands.
+EXACT = "ieee" if torch.version.hip else "tf32x3"
+
+
 @triton.jit
 def place(chunks, heads, PARTS: tl.constexpr):
     """Return a program's batch, head, chunk, part of the chunk, and the chunk's number among all heads' chunks."""
@@ -236,15 +240,15 @@ class Recurrence:
         """Number of programs that share the state's columns."""
         return triton.cdiv(self.r.shape[3], self.block_v)
 
-    def options(self, **further: Any) -> dict[str, Any]:
-        """Return what every kernel is compiled for, and ``further``."""
+    def options(self, rows: int = 0, **further: Any) -> dict[str, Any]:
+        """Return what every kernel is compiled for, and ``further``; ``rows``: the steps it holds, if not a chunk."""
         return {
             "PER": self.per_token,
             "VECTOR": self.vector,
             "C": self.chunk,
             "BLOCK_K": self.block_k,
-            "PRECISION": "ieee" if self.q.dtype == torch.float32 else "tf32",
-            "num_warps": 4 if self.chunk * self.block_k <= TILE // 2 else 8,
+            "PRECISION": EXACT if self.q.dtype == torch.float32 else "tf32",
+            "num_warps": 4 if (rows or self.chunk) * self.block_k < TILE // 2 else 8,
             "num_stages": 1,
             **further,
         }
