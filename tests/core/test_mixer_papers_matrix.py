@@ -13,7 +13,7 @@ from scanweave import kernels
 from scanweave.core import ConfigError, create_mixer, list_mixers
 from scanweave.core.heads import HeadNorm
 from scanweave.core.optimizers import parameter_groups
-from tests.peers import import_peer
+from tests.installed import import_peer
 
 silu, softplus, sigmoid = nn.functional.silu, nn.functional.softplus, torch.sigmoid
 
