@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention
 from ..heads import HeadNorm, count_heads, split_heads
-from ..parameters import widen
 from ..registry import Mixer, State, register_mixer
+from ..rotary import positions, rotate
 
 
 @register_mixer("retention")
@@ -58,30 +58,10 @@ class Retention(Mixer):
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """Run the retention; the state is the count of steps taken and the heads' matrices."""
         count, scan_state = state
-        position = _positions(count, x.shape[1], reset)
+        position = positions(count, x.shape[1], reset)
         q, k, v = (split_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = _rotate(torch.stack([q, k]), position).unbind()
+        frequency = 1e4 ** -torch.linspace(0, 1, q.shape[-1] // 2, device=x.device, dtype=count.dtype)
+        q, k = rotate(torch.stack([q, k]), position, frequency).unbind()
         o, scan_state = gated_linear_attention(q, k, v, self.log_decay(count), initial_state=scan_state, reset=reset)
         y = self.out_proj(F.silu(self.g_proj(x)) * self.group_norm(o).flatten(-2))
         return y, (position[:, -1] + 1, scan_state)
-
-
-def _positions(count: Tensor, length: int, reset: Tensor | None) -> Tensor:
-    """Return how many steps each step's sequence has taken before it, (B, L)."""
-    index = torch.arange(length, device=count.device, dtype=count.dtype)
-    start = -count.unsqueeze(1)
-    if reset is not None:
-        start = torch.where(reset, index, start).cummax(1).values
-    return index - start
-
-
-def _rotate(x: Tensor, position: Tensor) -> Tensor:
-    """Turn each pair of neighbouring features of x (..., B, L, H, K) by its frequency times the position (B, L)."""
-    pairs = x.shape[-1] // 2
-    frequency = 1e4 ** -torch.linspace(0, 1, pairs, device=x.device, dtype=position.dtype)
-    angle = (position.unsqueeze(-1) * frequency).unsqueeze(-2)
-    cos, sin = angle.cos(), angle.sin()
-    turned, rest = widen(x).split([2 * pairs, x.shape[-1] - 2 * pairs], -1)
-    a, b = turned[..., ::2], turned[..., 1::2]
-    turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
-    return torch.cat([turned, rest], -1).to(x.dtype)

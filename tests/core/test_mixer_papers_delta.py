@@ -261,7 +261,7 @@ def test_rwkv7_starts_as_its_authors_first_layer():
         torch.testing.assert_close(wide @ wide.T, 0.01 * torch.eye(rank).double(), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["deltanet", "gated_deltanet", "deltaproduct", "rwkv7", "ttt_linear"])
+@pytest.mark.parametrize("name", ["deltanet", "gated_deltanet", "deltaproduct", "rwkv7"])
 def test_weight_decay_reaches_the_projections_alone(name):
     mixer = make(name, 8).requires_grad_()
     decayed = {id(p) for p in parameter_groups(mixer, 0.1)[0]["params"]}
