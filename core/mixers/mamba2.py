@@ -35,7 +35,7 @@ class Mamba2(Mixer):
         ConfigError: head_dim does not divide the channels inside, or groups does not divide the heads.
 
     Source:
-        Dao and Gu, Transformers are SSMs (2024), sections 6 and 7; initial values: the authors' release.
+        Dao and Gu, Transformers are SSMs (2024), section 7; initial values: the authors' release.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ class RWKV6(Mixer):
         ConfigError: head_dim does not divide dim.
 
     Source:
-        Peng et al., Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence (2024), section 4.2 and
-        the appendix on initial values.
+        Peng et al., Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence (2024), section 4.2; initial
+        values: the authors' release.
     """
 
     def __init__(self, dim: int, head_dim: int | None = None, mix_rank: int = 32, decay_rank: int = 64) -> None:
