@@ -181,24 +181,18 @@ def _readers(
     found *= far * scale
     if segments is not None:
         found = tl.where(carried(segments, b, t, begin, length, PER)[:, None], found, 0.0)
-    line = dscores + (number * C + part * SUB + i)[:, None] * C + i[None, :]
-    block = tl.load(line + part * SUB)
+    line = dscores + (number * C + part * SUB + i)[:, None] * C
+    block = tl.load(line + part * SUB + i[None, :])
     own = tl.sum(tl.where(i[:, None] == i[None, :], block, 0.0), 1)
     block = tl.where(i[:, None] > i[None, :], block, 0.0)
     if VECTOR:
-        past = tl.zeros([SUB, BLOCK_K], dtype=tl.float32)
-        gap = tl.zeros([BLOCK_K], dtype=tl.float32)
-        for back in range(part):
-            past_first = first - (back + 1) * SUB
-            s = past_first + i
-            s_ok = present(faults, b, h, s, length, heads)
-            decay = to_end(
-                g, g_b, g_t, g_h, b, h, s, past_first + SUB - 1, faults, length, heads, column, width, PER, VECTOR
-            )
-            y_past = rows(y, y_b, y_t, y_h, b, h, s, s_ok, column, width, 1) * decay * tl.exp(gap)[None, :]
-            past += tl.dot(tl.load(line + (part - 1 - back) * SUB), y_past, input_precision=PRECISION)
-            gap += tl.sum(decays(g, g_b, g_t, g_h, b, h, s, s_ok, column, width, PER, VECTOR), 0)
-        found += past * near
+        row = tl.arange(0, C)
+        s, s_mask = begin + row, row < part * SUB
+        past = tl.load(line + row[None, :], mask=s_mask[None, :], other=0.0)
+        s_mask = s_mask & present(faults, b, h, s, length, heads)
+        y_past = rows(y, y_b, y_t, y_h, b, h, s, s_mask, column, width, 1)
+        y_past *= to_end(g, g_b, g_t, g_h, b, h, s, first - 1, faults, length, heads, column, width, PER, VECTOR)
+        found += tl.dot(past, y_past, input_precision=PRECISION) * near
         decay = between_rows(g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, i, column, width, PER, LAG)
         found += tl.sum(block[:, :, None] * y_rows[None, :, :] * decay, 1)
     else:
@@ -238,19 +232,16 @@ def _writers(
     if VECTOR:
         decay = between_rows(g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, i, column, width, PER, LAG)
         found = tl.sum(block[:, :, None] * z_rows[:, None, :] * decay, 0)
-        later = tl.zeros([SUB, BLOCK_K], dtype=tl.float32)
-        gap = tl.zeros([BLOCK_K], dtype=tl.float32)
-        for ahead in range(1, C // SUB - part):
-            begin = first + ahead * SUB
-            s = begin + i
-            s_ok = present(faults, b, h, s, length, heads)
-            passed = from_start(
-                g, g_b, g_t, g_h, b, h, s, begin, faults, length, heads, column, width, PER, LAG, VECTOR
-            )
-            z_later = rows(z, z_b, z_t, z_h, b, h, s, s_ok, column, width, Z_PER) * passed * tl.exp(gap)[None, :]
-            later += tl.dot(tl.trans(tl.load(at + ahead * SUB * C)), z_later, input_precision=PRECISION)
-            gap += tl.sum(decays(g, g_b, g_t, g_h, b, h, s, s_ok, column, width, PER, VECTOR), 0)
-        found += later * near
+        row = tl.arange(0, C)
+        s, s_mask = chunk * C + row, row >= (part + 1) * SUB
+        past = dscores + (number * C + row)[:, None] * C + part * SUB + i[None, :]
+        later = tl.load(past, mask=(s_mask & (s < length))[:, None], other=0.0)
+        s_mask = s_mask & present(faults, b, h, s, length, heads)
+        z_later = rows(z, z_b, z_t, z_h, b, h, s, s_mask, column, width, Z_PER)
+        z_later *= from_start(
+            g, g_b, g_t, g_h, b, h, s, last + 1, faults, length, heads, column, width, PER, LAG, VECTOR
+        )
+        found += tl.dot(tl.trans(later), z_later, input_precision=PRECISION) * near
     else:
         block *= between(g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, i, PER, LAG)
         found = tl.dot(tl.trans(block), z_rows, input_precision=PRECISION)

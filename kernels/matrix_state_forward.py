@@ -19,7 +19,6 @@ from .matrix_state_tiles import (
     Recurrence,
     between,
     between_rows,
-    decays,
     from_start,
     on_device,
     place,
@@ -52,26 +51,22 @@ def _scores(
     ok = present(faults, b, h, t, length, heads)
     z_rows = rows(z, z_b, z_t, z_h, b, h, t, ok, column, width, Z_PER)
     y_rows = rows(y, y_b, y_t, y_h, b, h, t, ok, column, width, 1)
-    line = out + (number * C + part * SUB + i)[:, None] * C + i[None, :]
+    line = out + (number * C + part * SUB + i)[:, None] * C
     if VECTOR:
-        gap = tl.zeros([BLOCK_K], dtype=tl.float32)
-        z_whole = z_rows * from_start(
+        # Blocks to the left go by the state of decay at this block's start.
+        row = tl.arange(0, C)
+        s, s_mask = chunk * C + row, row < part * SUB
+        s_mask = s_mask & present(faults, b, h, s, length, heads)
+        y_past = rows(y, y_b, y_t, y_h, b, h, s, s_mask, column, width, 1)
+        y_past *= to_end(g, g_b, g_t, g_h, b, h, s, first - 1, faults, length, heads, column, width, PER, VECTOR)
+        z_past = z_rows * from_start(
             g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, column, width, PER, LAG, VECTOR
         )
-        for back in range(part):
-            begin = first - (back + 1) * SUB
-            s = begin + i
-            s_ok = present(faults, b, h, s, length, heads)
-            decay = to_end(
-                g, g_b, g_t, g_h, b, h, s, begin + SUB - 1, faults, length, heads, column, width, PER, VECTOR
-            )
-            y_past = rows(y, y_b, y_t, y_h, b, h, s, s_ok, column, width, 1) * decay * tl.exp(gap)[None, :]
-            tile = tl.dot(z_whole, tl.trans(y_past), input_precision=PRECISION)
-            if segments is not None:
-                ours, theirs = segment(segments, b, t, length, PER), segment(segments, b, s, length, PER)
-                tile = tl.where(ours[:, None] == theirs[None, :], tile, 0.0)
-            tl.store(line + (part - 1 - back) * SUB, tile)
-            gap += tl.sum(decays(g, g_b, g_t, g_h, b, h, s, s_ok, column, width, PER, VECTOR), 0)
+        past = tl.dot(z_past, tl.trans(y_past), input_precision=PRECISION)
+        if segments is not None:
+            ours, theirs = segment(segments, b, t, length, PER), segment(segments, b, s, length, PER)
+            past = tl.where(ours[:, None] == theirs[None, :], past, 0.0)
+        tl.store(line + row[None, :], past, mask=(row < part * SUB)[None, :] & (i >= 0)[:, None])
         tile = tl.zeros([SUB, SUB], dtype=tl.float32)
         for begin in range(0, width, SLICE):
             k = begin + tl.arange(0, SLICE)
@@ -90,7 +85,7 @@ def _scores(
         weight = tl.load(bonus + h * width + column, mask=column < width, other=0.0).to(tl.float32)
         own = tl.sum(z_rows * y_rows * weight[None, :], 1)
         tile = tl.where(i[:, None] == i[None, :], own[:, None], tile)
-    tl.store(line + part * SUB, tile)
+    tl.store(line + part * SUB + i[None, :], tile)
 
 
 @triton.jit
