@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_device, check_dtype, check_shape, state_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from ..matrix_state import check_arguments, check_query, gate_dtypes
-from . import chunked
+from . import chunked, cpu
 from .reference import TTTState, saved_slots, ttt_linear_reference
 
 __all__ = ["TTTState", "ttt_linear"]
@@ -194,3 +194,4 @@ _op = define_op(
 )
 register_kernel("ttt_linear", "reference", Kernel(ttt_linear_reference, None, always))
 register_kernel("ttt_linear", "chunked", Kernel(chunked.forward, chunked.backward, always))
+register_kernel("ttt_linear", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))

@@ -30,7 +30,7 @@ class TTTState(NamedTuple):
 
 
 def saved_slots(length: int, mini_batch: int) -> int:
-    """Return how many weights the forward pass keeps for the backward pass: those before all mini-batches but the first."""
+    """Return how many weights the forward pass keeps: those before all mini-batches but the first."""
     return (length + mini_batch - 2) // mini_batch
 
 
