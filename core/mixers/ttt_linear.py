@@ -73,7 +73,7 @@ class TTTLinear(Mixer):
             "position": (),
         }
         if backbone == "mamba":
-            shapes["conv"] = (d_conv - 1, 2 * dim)
+            shapes["conv"] = (d_conv - 1, dim)
         super().__init__(dim, state_shapes=shapes)
         self.heads, self.mini_batch, self.backbone = heads, mini_batch, backbone
         self.q_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim, bias=False) for _ in range(3))
@@ -101,7 +101,7 @@ class TTTLinear(Mixer):
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """Run the layer; the state is the op's, its position as a float, and the convolutions' last inputs."""
-        *inner, count = state[:5]
+        weight, bias, weight_update, bias_update, count = state[:5]
         q, k, conv_state = self._queries_and_keys(x, state[5:], reset)
         place = positions(count, x.shape[1], reset) % self.mini_batch
         q, k, v = (split_heads(part, self.heads) for part in (q, k, self.v_proj(x)))
@@ -120,7 +120,7 @@ class TTTLinear(Mixer):
             widen(self.ttt_norm_weight),
             widen(self.ttt_norm_bias),
             mini_batch=self.mini_batch,
-            initial_state=TTTState(*inner, position=count.long()),
+            initial_state=TTTState(weight, bias, weight_update, bias_update, count.long()),
             reset=reset,
         )
         y = self.post_norm(o.flatten(-2))
@@ -131,8 +131,7 @@ class TTTLinear(Mixer):
     def _queries_and_keys(self, x: Tensor, conv_state: State, reset: Tensor | None) -> tuple[Tensor, Tensor, State]:
         if self.backbone == "transformer":
             return self.q_proj(x), self.k_proj(x), ()
-        convs = (self.conv_q, self.conv_k)
-        taps, bias = torch.cat([c.weight for c in convs]).squeeze(1), torch.cat([c.bias for c in convs])
-        both, last = causal_conv1d(self.q_proj(x).repeat(1, 1, 2), taps, bias, conv_state[0], reset)
-        q, k = both.chunk(2, -1)
-        return q, k, (last,)
+        shared, (before,) = self.q_proj(x), conv_state
+        q, after = causal_conv1d(shared, self.conv_q.weight.squeeze(1), self.conv_q.bias, before, reset)
+        k, _ = causal_conv1d(shared, self.conv_k.weight.squeeze(1), self.conv_k.bias, before, reset)
+        return q, k, (after,)

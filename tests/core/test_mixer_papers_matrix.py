@@ -13,31 +13,10 @@ from scanweave import kernels
 from scanweave.core import ConfigError, create_mixer, list_mixers
 from scanweave.core.heads import HeadNorm
 from scanweave.core.optimizers import parameter_groups
+from tests.core.papers import convolved, draw, make, shifted, stir
 from tests.installed import import_peer
 
 silu, softplus, sigmoid = nn.functional.silu, nn.functional.softplus, torch.sigmoid
-
-
-def draw(*shape):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-
-
-def make(name, dim, **arguments):
-    torch.manual_seed(0)
-    return create_mixer(name, dim, **arguments).double().requires_grad_(False)
-
-
-def stir(mixer):
-    """Move every parameter off its initial value, so that none drops out of a comparison."""
-    for i, parameter in enumerate(mixer.parameters()):
-        parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
-    return mixer
-
-
-def convolved(x, conv):
-    """``silu(b + sum_j w[W-1-j] x_{t-j})``, one filter per channel."""
-    padded = nn.functional.pad(x.T[None], (conv.kernel_size[0] - 1, 0))
-    return silu(nn.functional.conv1d(padded, conv.weight, conv.bias, groups=len(conv.weight))[0].T)
 
 
 def rms(x, weight, eps):
@@ -127,7 +106,7 @@ def mlstm_formula(mixer, x):
 def rwkv6_formula(mixer, x):
     """``wkv_t = diag(u) k_t^T v_t + sum_{i<t} diag(w_{i+1} * ... * w_{t-1}) k_i^T v_i``, the sum written out."""
     H, N = mixer.time_faaaa.shape
-    before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+    before = shifted(x)
     low = torch.tanh((x + (before - x) * mixer.time_maa_x[0, 0]) @ mixer.time_maa_w1).chunk(5, -1)
     xw, xk, xv, xr, xg = (
         x + (before - x) * (getattr(mixer, f"time_maa_{name}")[0, 0] + low[i] @ mixer.time_maa_w2[i])
@@ -319,7 +298,9 @@ def test_retention_depends_on_distances_alone():
     torch.testing.assert_close(mixer(x, (count + 1000, scan))[0], mixer(x)[0])
 
 
-@pytest.mark.parametrize("name", ["retention", "gla", "mamba2", "mlstm", "rwkv6"])
+@pytest.mark.parametrize(
+    "name", ["retention", "gla", "mamba2", "mlstm", "rwkv6", "deltanet", "gated_deltanet", "deltaproduct", "rwkv7"]
+)
 def test_weight_decay_reaches_the_projections_alone(name):
     mixer = make(name, 8).requires_grad_()
     decayed = {id(p) for p in parameter_groups(mixer, 0.1)[0]["params"]}

@@ -8,7 +8,7 @@ from torch import nn
 
 from scanweave.core import ConfigError, create_mixer
 from scanweave.core.optimizers import parameter_groups
-from tests.core.test_mixer_papers_delta import draw, make
+from tests.core.papers import draw, make, stir
 
 
 def rotated(x, place):
@@ -61,10 +61,7 @@ def formula(mixer, x):
 
 @pytest.mark.parametrize("backbone", ["transformer", "mamba"])
 def test_ttt_linear_equals_its_formula(backbone):
-    mixer = make("ttt_linear", 8, head_dim=4, mini_batch=5, backbone=backbone)
-    for i, parameter in enumerate(mixer.parameters()):
-        parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
-    x = draw(13, 8)
+    mixer, x = stir(make("ttt_linear", 8, head_dim=4, mini_batch=5, backbone=backbone)), draw(13, 8)
     expected = formula(mixer, x)
     assert float((mixer(x[None])[0][0] - expected).abs().max() / expected.abs().max()) < 1e-10
 
