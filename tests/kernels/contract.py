@@ -38,7 +38,8 @@ class Case:
         extreme: Inputs whose gates are 0, 1, tiny or huge, as ``inputs`` draws them.
         dtypes: The dtypes to test against the reference.
         mistakes: Calls that must raise: what to change in the inputs, the error's type, and a part of its message.
-        interpreted: The longest sequence that Triton's interpreter gets through in seconds.
+        interpreted: The longest sequence that Triton's interpreter gets through in seconds; 0 leaves the row to GPUs
+            and to tests beside the contract.
         calls: How many registered ops one call runs.
     """
 

@@ -27,9 +27,7 @@ compiled = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("length", [1009, 4097])
-@pytest.mark.parametrize(("case", "backend"), LONG)
-def test_long_sequences(case: Case, backend: str, length: int) -> None:
+def _assert_matches(case: Case, backend: str, length: int) -> None:
     wanted = expected(case.name, 0, length, torch.float32)
     drawn = case.draw(length, dtype=torch.float32)
     o, final, grads = gradients(case, drawn, reset=draw_reset(length), backend=backend, **case.variants[0])
@@ -37,6 +35,19 @@ def test_long_sequences(case: Case, backend: str, length: int) -> None:
     assert_close(final, wanted[1], FORWARD_BOUND[torch.float32], "final_state")
     for name, gradient in wanted[2].items():
         assert_close(grads[name], gradient, BACKWARD_BOUND[torch.float32], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("length", [1009, 4097])
+@pytest.mark.parametrize(("case", "backend"), LONG)
+def test_long_sequences(case: Case, backend: str, length: int) -> None:
+    _assert_matches(case, backend, length)
+
+
+@pytest.mark.skipif("triton" not in backends(OPS[0]), reason="Triton does not serve here, nor does its interpreter")
+@pytest.mark.parametrize("name", [name for name in [*FAMILY, "mlstm_scan"] if CASES[name].interpreted < 65])
+def test_triton_matches_the_reference(name: str) -> None:
+    """The rows that Triton's interpreter does not get through the whole contract with."""
+    _assert_matches(CASES[name], "triton", 65)
 
 
 @every_backend
