@@ -11,132 +11,9 @@
 // where Y is solved for downwards, since C is lower triangular. Decays are products of numbers in [0, 1]: nothing
 // overflows, and a decay of 0 needs no care. A step at which the state is reset begins a block.
 #pragma once
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
-
-#include "parallel.h"
-#include "small_matrix.h"
+#include "matrix_layout.h"
 
 namespace scanweave {
-
-enum class Decay { none, scalar, rows };
-enum class Form { plain, delta, dplr };
-
-constexpr int kPositiveDecay = 1, kNoMemory = 2;
-
-// How many decays there are: none, one a head, one a head and step, one for each of its rows.
-constexpr int64_t kNoDecay = 0, kConstant = 1, kPerRow = 3;
-
-// A tensor (B, L, [n,] H, ...): its strides over batch, step, item and head; the last axis lies side by side.
-template <class T> struct Sequence {
-  const T* data;
-  int64_t batch, step, item, head;
-  const T* at(int64_t b, int64_t t, int64_t h, int64_t i = 0) const {
-    return data + b * batch + t * step + i * item + h * head;
-  }
-};
-
-// One call. Pointers and 64-bit numbers only: the caller packs it as it stands here. Null stands for an absent tensor.
-template <class T> struct Problem {
-  Sequence<T> q, k, v, a, b, beta, decay;
-  const T *bonus, *initial;  // (H, K), (B, H, K, V)
-  const uint8_t* reset;      // (B, L)
-  int64_t batch, length, heads, many, keys, values, chunk, kind;
-  double scale;
-
-  int64_t chunks() const { return (length + chunk - 1) / chunk; }
-  bool starts(int64_t n, int64_t t) const { return reset && reset[n * length + t]; }
-
-  // How many steps the block that begins at t takes: until the next reset, the chunk's end or `most`.
-  int64_t block(int64_t n, int64_t t, int64_t most) const {
-    const int64_t end = std::min({t + most, (t / chunk + 1) * chunk, length});
-    int64_t stop = t + 1;
-    while (stop < end && !starts(n, stop)) ++stop;
-    return stop - t;
-  }
-};
-
-// Columns of the state do not meet: where there are few heads, each head's are cut into pieces. The cut depends on the
-// shape alone, so that the number of threads changes no bit of any result.
-struct Cut {
-  int64_t width, count;
-  template <class T> explicit Cut(const Problem<T>& p) {
-    const int64_t items = std::max<int64_t>(1, p.batch * p.heads), pieces = (8 + items - 1) / items;
-    width = std::min(p.values, std::max<int64_t>(32, padded((p.values + pieces - 1) / pieces, 16)));
-    count = width ? (p.values + width - 1) / width : 0;
-  }
-};
-
-// One piece of one head.
-template <class T> struct Item {
-  int64_t batch, head, piece, first, columns;
-  Item(const Problem<T>& p, const Cut& cut, int64_t i)
-      : batch(i / cut.count / p.heads), head(i / cut.count % p.heads), piece(i % cut.count), first(piece * cut.width),
-        columns(std::min(cut.width, p.values - first)) {}
-  int64_t state(const Problem<T>& p) const { return (batch * p.heads + head) * p.keys * p.values + first; }
-};
-
-// What a step is made of, and how long the rows are.
-template <class T, Decay D, Form F> struct Layout {
-  static constexpr int W = width<T>;
-  int64_t solves, reads, writes;  // rows a step: reads to solve with, all reads, writes
-  int64_t steps;                  // of a block, at most
-  int64_t keys, columns;          // padded
-  int64_t pairs;                  // length of a row of C, padded
-  int64_t factor;                 // length of a row of decays
-  bool late;                      // the output is read before the step's own decay and write
-
-  Layout(const Problem<T>& p, int64_t width)
-      : solves(F == Form::plain ? 0 : F == Form::delta ? p.many : 1), reads(solves + 1),
-        writes(F == Form::plain ? 1 : F == Form::delta ? p.many : 2),
-        steps(std::max<int64_t>(1, (D == Decay::rows ? 8 : 16) / (F == Form::delta ? p.many : 1))),
-        keys(padded(p.keys, W)), columns(padded(width, W)), pairs(padded(steps * writes, W)),
-        factor(D == Decay::none ? 0 : D == Decay::rows ? keys : W), late(F == Form::plain && p.bonus) {}
-
-  // A block's reads: first those to solve with, step by step, then the outputs. Row i of a block of n steps ...
-  int64_t step_of(int64_t i, int64_t n) const { return i < n * solves ? i / solves : i - n * solves; }
-  // ... sees the decays up to this step's (-1: none) ...
-  int64_t decayed_to(int64_t i, int64_t n) const {
-    const bool before = i < n * solves ? F == Form::dplr : late;
-    return step_of(i, n) - before;
-  }
-  // ... and this many writes.
-  int64_t seen(int64_t i, int64_t n) const {
-    if (i >= n * solves) return (step_of(i, n) + !late) * writes;
-    return F == Form::delta ? i : step_of(i, n) * writes;
-  }
-};
-
-// Memory handed out in aligned pieces. Built twice with the same calls: first to count, then, reserved, to serve.
-class Arena {
- public:
-  template <class T> T* take(int64_t n) {
-    char* const found = base_ + used_;
-    used_ += padded(n * sizeof(T), 64);
-    return reinterpret_cast<T*>(found);
-  }
-  bool reserve() {
-    // Kept for the thread's next item: fresh pages cost as much as the work on them.
-    thread_local std::unique_ptr<char, decltype(&std::free)> kept(nullptr, &std::free);
-    thread_local int64_t size = 0;
-    if (size < used_) {
-      kept.reset(), size = 0;
-      kept.reset(static_cast<char*>(std::aligned_alloc(64, padded(used_, 64))));
-      if (!kept) return false;
-      size = used_;
-    }
-    base_ = kept.get(), used_ = 0;
-    return true;
-  }
-
- private:
-  char* base_ = nullptr;
-  int64_t used_ = 0;
-};
 
 // The numbers of some steps, row by row.
 template <class T, Decay D, Form F> struct Steps {
@@ -173,12 +50,14 @@ template <class T, Decay D, Form F> struct Steps {
 
 // What one block's work needs beside its steps.
 template <class T, Decay D, Form F> struct Desk {
-  T *across;  // writes transposed, [key][write]
-  T *found;   // Z: [read][column]
-  T *walk;    // (rows) one write under every step's decay, [step][key]
+  T *across;   // writes transposed, [key][write]
+  T *found;    // Z: [read][column]
+  T *between;  // (scalar) the decays between each write and a step, [write]
+  T *walk;     // (rows) one write under every step's decay, [step][key]
 
   Desk(Arena& arena, const Layout<T, D, F>& l)
       : across(arena.take<T>(l.keys * l.pairs)), found(arena.take<T>(l.steps * l.reads * l.columns)),
+        between(arena.take<T>(D == Decay::scalar ? l.pairs : 0)),
         walk(arena.take<T>(D == Decay::rows ? l.steps * l.keys : 0)) {}
 };
 
@@ -225,21 +104,30 @@ template <class T, Decay D, Form F> struct Block {
   }
 
   bool gather_decays() const {
-    if (D == Decay::none) return true;
     bool good = true;
-    for (int64_t i = 0; i < n; ++i) {
-      const T* const from = p.decay.at(item.batch, time + i, item.head);
-      T* const to = s.decay + i * l.factor;
-      if (D == Decay::scalar) store(to, splat(*from));
-      else pack(from, p.keys, T(1), to);
-      typename Vec<T>::mask over{};
-      for (int64_t j = 0; j < l.factor; j += W) {
-        const vec<T> x = load(to + j);
-        over |= ~(x <= T(0));
-        store(to + j, vexp(x));
-      }
-      for (int j = 0; j < W; ++j) good &= over[j] == 0;
+    if (D == Decay::scalar) {
+      for (int64_t i = 0; i < n; ++i) desk.between[i] = *p.decay.at(item.batch, time + i, item.head);
+      std::fill(desk.between + n, desk.between + padded(n, W), T(0));
+      good = powers(desk.between, padded(n, W));
+      for (int64_t i = 0; i < n; ++i) store(s.decay + i * l.factor, splat(desk.between[i]));
     }
+    for (int64_t i = 0; D == Decay::rows && i < n; ++i) {
+      pack(p.decay.at(item.batch, time + i, item.head), p.keys, T(1), s.decay + i * l.factor);
+      good &= powers(s.decay + i * l.factor, l.factor);
+    }
+    return good;
+  }
+
+  // Replaces logarithms by what they are of; returns whether none is above 0 or NaN.
+  static bool powers(T* x, int64_t size) {
+    typename Vec<T>::mask over{};
+    for (int64_t j = 0; j < size; j += W) {
+      const vec<T> log = load(x + j);
+      over |= ~(log <= T(0));
+      store(x + j, vexp(log));
+    }
+    bool good = true;
+    for (int j = 0; j < W; ++j) good &= over[j] == 0;
     return good;
   }
 
@@ -270,18 +158,17 @@ template <class T, Decay D, Form F> struct Block {
 
   // Multiplies each entry of a [read][write] matrix by the decay between, and clears those that are not seen.
   void weigh(T* pairs) const {
-    for (int64_t r = 0; r < reads(); ++r) {
-      T* const row = pairs + r * l.pairs;
-      const int64_t seen = l.seen(r, n);
-      if (D == Decay::scalar) {
-        T product = 1;
-        for (int64_t i = l.decayed_to(r, n), w = seen; i >= 0; --i) {
-          while (w > i * l.writes) row[--w] *= product;
-          product *= s.decay[i * l.factor];
-        }
-      }
-      std::fill(row + seen, row + writes(), T(0));
+    for (int64_t i = 0; D == Decay::scalar && i < n; ++i) {
+      const vec<T> decay = load(s.decay + i * l.factor);
+      for (int64_t j = 0; j < i * l.writes; j += W) store(desk.between + j, load(desk.between + j) * decay);
+      std::fill_n(desk.between + i * l.writes, l.writes, T(1));
+      reads_after(i, [&](int64_t r) {
+        T* const row = pairs + r * l.pairs;
+        for (int64_t j = 0; j < (i + 1) * l.writes; j += W) store(row + j, load(row + j) * load(desk.between + j));
+      });
     }
+    for (int64_t r = 0; r < reads(); ++r)
+      std::fill(pairs + r * l.pairs + l.seen(r, n), pairs + r * l.pairs + writes(), T(0));
   }
 
   // Fills in C.
@@ -420,18 +307,6 @@ int forward_item(const Problem<T>& p, const Item<T>& item, const Cut& cut, T* o,
   }
   if (!in_place) write_state(p, item, now, last + item.state(p));
   return good ? 0 : kPositiveDecay;
-}
-
-// Calls body(item) for every piece of every head; returns the worst status.
-template <class T, class Body> int over_items(const Problem<T>& p, const Cut& cut, int threads, const Body& body) {
-  constexpr int64_t kGrain = 65536;  // steps times entries of the state that are worth waking a thread for
-  const int64_t work = p.length * p.many * p.keys * cut.width;
-  std::atomic<int> worst{0};
-  parallel_for(p.batch * p.heads * cut.count, threads, kGrain / std::max<int64_t>(1, work) + 1, [&](int64_t i) {
-    const int status = body(Item<T>(p, cut, i));
-    for (int seen = worst; status > seen && !worst.compare_exchange_weak(seen, status);) {}
-  });
-  return worst;
 }
 
 template <class T, Decay D, Form F> int forward(const Problem<T>& p, T* o, T* last, T* before, int threads) {

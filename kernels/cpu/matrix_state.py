@@ -174,4 +174,6 @@ class MatrixState:
             )
             if status:
                 raise MemoryError(f"{self.op}: no memory for the working set of the backward pass")
-        return *(g if t is None else g.to(t.dtype) for t, g in zip(inputs.values(), grads.values())), dinitial
+        return *(
+            g if t is None else g.to(t.dtype) for t, g in zip(inputs.values(), grads.values(), strict=True)
+        ), dinitial

@@ -3,6 +3,7 @@
 // Every product of a block has two of its own on the way back. The gradient of a decay's logarithm is a sum of what
 // passed through that decay, over each product that it stands in: no difference of large sums, exact where decays are 0.
 #pragma once
+#include <new>
 #include <type_traits>
 
 #include "matrix_state.h"
@@ -356,8 +357,8 @@ template <Form F, class Body> int with_decay(int64_t kind, const Body& body) {
 
 }  // namespace scanweave
 
-// Exports NAME_forward_f32, NAME_backward_f32 and the same for f64. Returns 0; 1 where a decay's logarithm is above 0 or
-// NaN; 2 where memory ran out.
+// Exports NAME_forward_f32, NAME_backward_f32 and the same for f64. They return 0; 1 where a decay's logarithm is above
+// 0 or NaN; 2 where memory ran out.
 #define SCANWEAVE_MATRIX_STATE(NAME, FORM)             \
   SCANWEAVE_MATRIX_STATE_OF(NAME, FORM, f32, float)    \
   SCANWEAVE_MATRIX_STATE_OF(NAME, FORM, f64, double)
