@@ -8,12 +8,14 @@ from .linear_scan import linear_scan
 from .mlstm_scan import MLSTMState, mlstm_scan
 from .selective_scan import selective_scan
 from .ttt_linear import TTTState, ttt_linear
+from .wkv4 import WKV4State, wkv4
 
 __all__ = [
     "BACKENDS",
     "BackendError",
     "MLSTMState",
     "TTTState",
+    "WKV4State",
     "delta_rule",
     "dplr_scan",
     "gated_linear_attention",
@@ -23,4 +25,5 @@ __all__ = [
     "served_by",
     "ttt_linear",
     "use_backend",
+    "wkv4",
 ]

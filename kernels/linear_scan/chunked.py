@@ -39,7 +39,7 @@ def linear_scan_chunked(
     if initial_state is not None:
         carried = _carry(decay[:, :1], initial_state.unsqueeze(1), None if starts is None else starts[:, :1])
         states = torch.cat([states[:, :1] + carried, states[:, 1:]], 1)
-    states = _scan(decay, states, starts)
+    states = scan(decay, states, starts)
     # A state of its own: a view would keep all states alive for as long as the caller keeps the last one.
     final = states[:, -1].clone()
     # A decay that is not finite spoils all states up to the next reset. On a GPU the look would wait for the device.
@@ -53,7 +53,8 @@ def _carry(a: Tensor, state: Tensor, starts: Tensor | None) -> Tensor:
     return a * state if starts is None else (a * state).masked_fill(starts, 0)
 
 
-def _scan(a: Tensor, b: Tensor, starts: Tensor | None) -> Tensor:
+def scan(a: Tensor, b: Tensor, starts: Tensor | None) -> Tensor:
+    """Return all states (B, L, C) from zero; ``starts`` (B, L, 1) is where no earlier state is carried over."""
     length = b.shape[1]
     if length == 1:
         return b.clone()
@@ -62,7 +63,7 @@ def _scan(a: Tensor, b: Tensor, starts: Tensor | None) -> Tensor:
     merged_b = _carry(a[:, odd], b[:, even], odd_starts).add_(b[:, odd])
     merged_a = _carry(a[:, odd], a[:, even], odd_starts)
     merged_starts = None if starts is None else starts[:, even] | starts[:, odd]
-    at_odd = _scan(merged_a, merged_b, merged_starts)
+    at_odd = scan(merged_a, merged_b, merged_starts)
     y = torch.empty_like(b, memory_format=torch.contiguous_format)
     y[:, odd] = at_odd
     y[:, 0] = b[:, 0]

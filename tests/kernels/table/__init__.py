@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import diagonal, matrix_state
+from . import average, diagonal, matrix_state
 
-CASES = {case.name: case for family in (diagonal, matrix_state) for case in family.CASES}
+CASES = {case.name: case for family in (average, diagonal, matrix_state) for case in family.CASES}
