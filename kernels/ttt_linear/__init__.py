@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from ..matrix_state import check_arguments, check_query, gate_dtypes
 from . import chunked, cpu
-from .reference import TTTState, saved_slots, ttt_linear_reference
+from .reference import TTTState, check_position, places, saved_slots, ttt_linear_reference
 
 __all__ = ["TTTState", "ttt_linear"]
 
@@ -92,6 +93,7 @@ def ttt_linear(
     arguments = (q, k, v, eta, weights, ln_weight, ln_bias, state, position, reset, mini_batch, epsilon)
     chosen = select(op, q, backend)
     if chosen == "reference":
+        check_position(position, mini_batch)
         o, final = ttt_linear_reference(*arguments)
     else:
         o, final, _ = _op(*arguments, False, chosen)
@@ -144,15 +146,7 @@ def _state(q: Tensor, given: tuple[Tensor, ...] | None) -> tuple[Tensor | None, 
 
 def _last_position(q: Tensor, position: Tensor | None, reset: Tensor | None, mini_batch: int) -> Tensor:
     """Return how many steps the last mini-batch of each row holds, 0 where it is full."""
-    batch, length = q.shape[:2]
-    if position is None:
-        position = torch.zeros(batch, dtype=torch.int64, device=q.device)
-    count = position + length
-    if reset is not None:
-        steps = torch.arange(length, device=q.device)
-        last = torch.where(reset, steps, -1).amax(1)
-        count = torch.where(last < 0, count, length - last)
-    return count % mini_batch
+    return (places(q, position, reset, mini_batch)[:, -1] + 1) % mini_batch
 
 
 def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,3 +189,7 @@ _op = define_op(
 register_kernel("ttt_linear", "reference", Kernel(ttt_linear_reference, None, always))
 register_kernel("ttt_linear", "chunked", Kernel(chunked.forward, chunked.backward, always))
 register_kernel("ttt_linear", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
+if find_spec("triton"):
+    from . import triton
+
+    register_kernel("ttt_linear", "triton", Kernel(triton.forward, triton.backward, triton.refuses))

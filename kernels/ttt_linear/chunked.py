@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import state_dtype
-from .reference import check_position, saved_slots
+from .reference import check_position, places, saved_slots
 
 
 class _Plan(NamedTuple):
@@ -30,13 +30,9 @@ class _Plan(NamedTuple):
 def _plan(q: Tensor, position: Tensor | None, reset: Tensor | None, mini_batch: int) -> _Plan:
     batch, length = q.shape[:2]
     time = torch.arange(length, device=q.device)
-    age = time.expand(batch, length) if position is None else time + position.unsqueeze(1)
-    resets = torch.zeros_like(age, dtype=torch.bool) if reset is None else reset
+    resets = torch.zeros_like(time, dtype=torch.bool).expand(batch, length) if reset is None else reset
     count = (length + mini_batch - 1) // mini_batch
-    if reset is not None:
-        last = torch.where(reset, time, -1).cummax(1).values
-        age = torch.where(last < 0, age, time - last)
-    place = age % mini_batch
+    place = places(q, position, reset, mini_batch)
     opens = place == 0
     opens[:, 0] = True
     number = opens.cumsum(1) - 1

@@ -72,7 +72,9 @@ def forward(
     call = _Call((q, k, v, eta), parameters, position, reset, mini_batch, epsilon)
     o = torch.empty(q.shape, dtype=dtype)
     final = torch.empty((batch, heads, 2, *weights.shape[1:]), dtype=dtype)
-    before = torch.empty((batch, saved_slots(length, mini_batch) if save else 0, *weights.shape), dtype=dtype)
+    # Where a row has fewer mini-batches than slots, those left over are defined as well.
+    make = torch.empty if reset is None and position is None else torch.zeros
+    before = make((batch, saved_slots(length, mini_batch) if save else 0, *weights.shape), dtype=dtype)
     if q.numel():
         status = _FORWARD[dtype](
             *call.arguments, o.data_ptr(), final.data_ptr(), pointer(before if before.numel() else None)

@@ -34,6 +34,17 @@ def saved_slots(length: int, mini_batch: int) -> int:
     return (length + mini_batch - 2) // mini_batch
 
 
+def places(q: Tensor, position: Tensor | None, reset: Tensor | None, mini_batch: int) -> Tensor:
+    """Return each step's place in its mini-batch, (B, L)."""
+    batch, length = q.shape[:2]
+    time = torch.arange(length, device=q.device)
+    age = time.expand(batch, length) if position is None else time + position.unsqueeze(1)
+    if reset is not None:
+        last = torch.where(reset, time, -1).cummax(1).values
+        age = torch.where(last < 0, age, time - last)
+    return age % mini_batch
+
+
 def check_position(position: Tensor | None, mini_batch: int) -> None:
     """Raise ValueError unless every position lies within a mini-batch."""
     if position is not None and position.numel():
@@ -79,7 +90,6 @@ def ttt_linear_reference(
     Returns:
         o (B, L, H, D) in q's dtype, and the last state (B, H, 2, D + 1, D) in the state's dtype.
     """
-    check_position(position, mini_batch)
     dtype = state_dtype(q.dtype)
     scale, shift = ln_weight.to(dtype), ln_bias.to(dtype)
     first = weights.to(dtype).expand(q.shape[0], *weights.shape)
