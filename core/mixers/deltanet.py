@@ -19,9 +19,19 @@ Eigenvalues = Literal["positive", "signed"]
 
 
 def unit(x: Tensor) -> Tensor:
-    """Scale the last axis to length 1, as the authors do: x / sqrt(|x|^2 + 1e-6), so that zero stays zero."""
+    """Scale the last axis to length 1, as the authors do: x / sqrt(|x|^2 + 1e-6), so that zero stays zero.
+
+    The result is in single precision at least.
+    """
     wide = widen(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+    return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def rounding(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return by which factor a conversion of x to a dtype changes the square of its last axis's length, no gradient."""
+    with torch.no_grad():
+        before, after = (part.square().sum(-1) for part in (x, x.to(dtype).to(x.dtype)))
+        return torch.where(before > 0, after / before, 1)
 
 
 class DeltaMixer(Mixer):
@@ -100,15 +110,20 @@ class DeltaMixer(Mixer):
         steps = (self.householders, self.heads)
         # In half precision a strength near 1 or 2 would be rounded onto it.
         beta = torch.sigmoid(widen(self.b_proj(x))).unflatten(-1, steps)
+        beta = 2 * beta if self.eigenvalues == "signed" else beta
+        k = unit(k.unflatten(-1, (*steps, self.head_dim)))
+        if k.dtype != v.dtype:
+            # A key that is rounded up, times a strength of 2, would have an eigenvalue below -1: the state would grow.
+            beta = beta / rounding(k, v.dtype)
         log_decay = None
         if self.gated:
             step = F.softplus(widen(self.a_proj(x)) + widen(self.dt_bias))
             log_decay = -widen(self.A_log).exp() * step
         o, scan_state = delta_rule(
-            unit(split_heads(q, self.heads)),
-            unit(k.unflatten(-1, (*steps, self.head_dim))),
+            unit(split_heads(q, self.heads)).to(v.dtype),
+            k.to(v.dtype),
             v.unflatten(-1, (*steps, self.value_dim)),
-            2 * beta if self.eigenvalues == "signed" else beta,
+            beta,
             log_decay,
             initial_state=scan_state,
             reset=reset,

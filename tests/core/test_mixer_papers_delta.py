@@ -151,6 +151,20 @@ def test_signed_deltanet_counts_parity_and_positive_cannot(kind):
     torch.testing.assert_close(got, expected.double(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["deltanet", "deltaproduct"])
+def test_rounded_keys_neither_grow_nor_shrink_the_state(name):
+    mixer = make(name, 8, head_dim=4, eigenvalues="signed", d_conv=1).bfloat16()
+    # beta is 2 at every step, the keys are the same, long before their norm, and nothing is written.
+    mixer.b_proj.weight.fill_(100)
+    mixer.v_proj.weight.zero_()
+    mixer.k_proj.weight.abs_()
+    mixer.k_conv1d.weight.abs_()
+    x = torch.full((1, 3000, 8), 70, dtype=torch.bfloat16)
+    conv, scan = mixer.initial_state(1)
+    after = mixer(x, (conv, scan + torch.eye(4)))[1][1]
+    torch.testing.assert_close(after.norm(dim=(2, 3)), torch.full((1, 2), 2.0), rtol=1e-2, atol=0)
+
+
 def test_two_householder_steps_count_modulo_three():
     mixer, x, count = counter("deltaproduct")
     # Two reflections whose normals are 60 degrees apart turn the state by 120 degrees.
