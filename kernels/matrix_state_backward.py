@@ -20,6 +20,8 @@ from .matrix_state_tiles import (
     Recurrence,
     between,
     between_rows,
+    charge,
+    charges,
     decays,
     from_start,
     on_device,
@@ -138,18 +140,6 @@ def _own_weight(bonus, h, column, width, LAG: tl.constexpr):
 
 
 @triton.jit
-def _add_decay(e, tile, b, h, t, mask, column, length, heads, width, VECTOR: tl.constexpr):
-    """Add to what decays are charged with: (B, L n, H, K), or its sum over the keys (B, L n, H)."""
-    at = (b * length + t) * heads + h
-    if VECTOR:
-        at = e + at[:, None] * width + column[None, :]
-        wide = mask[:, None] & (column < width)[None, :]
-        tl.store(at, tl.load(at, mask=wide, other=0.0) + tile, mask=wide)
-    else:
-        tl.store(e + at, tl.load(e + at, mask=mask, other=0.0) + tl.sum(tile, 1), mask=mask)
-
-
-@triton.jit
 def _readers(
     z, z_b, z_t, z_h, y, y_b, y_t, y_h, left, left_b, left_t, left_h, g, g_b, g_t, g_h, dscores, states, bonus,
     segments, faults, dz, e, scale, length, heads, width, values, chunks,
@@ -200,7 +190,7 @@ def _readers(
         found += tl.dot(block, y_rows, input_precision=PRECISION)
     if e is not None:
         charged = ok & (t - LAG >= begin)
-        _add_decay(e, z_rows * found, b, h, t - LAG, charged, column, length, heads, width, VECTOR)
+        charge(e, z_rows * found, b, h, t - LAG, charged, column, length, heads, width, VECTOR)
     found += own[:, None] * y_rows * _own_weight(bonus, h, column, width, LAG)[None, :]
     put_rows(dz, found, b, h, t, t < length, column, length, heads, width, Z_PER)
 
@@ -246,7 +236,7 @@ def _writers(
         block *= between(g, g_b, g_t, g_h, b, h, t, first, faults, length, heads, i, PER, LAG)
         found = tl.dot(tl.trans(block), z_rows, input_precision=PRECISION)
     if e is not None:
-        _add_decay(e, -y_rows * found, b, h, t, ok, column, length, heads, width, VECTOR)
+        charge(e, -y_rows * found, b, h, t, ok, column, length, heads, width, VECTOR)
     found += own[:, None] * z_rows * _own_weight(bonus, h, column, width, LAG)[None, :]
     if dstates is not None:
         left = tl.zeros([SUB, BLOCK_K], dtype=tl.float32)
@@ -263,7 +253,7 @@ def _writers(
             theirs = segment(segments, b, end - 1 + i * 0, length, PER)
             left = tl.where((segment(segments, b, t, length, PER) == theirs)[:, None], left, 0.0)
         if f is not None:
-            _add_decay(f, y_rows * left, b, h, t, ok, column, length, heads, width, VECTOR)
+            charge(f, y_rows * left, b, h, t, ok, column, length, heads, width, VECTOR)
         found += left
     else:
         at = (b * length * heads + h) * width
@@ -296,8 +286,8 @@ def _decay_gradients(
     each = heads if not VECTOR else heads * width
     over = h if not VECTOR else h * width
     at = b * length * each + over
-    reads = _charges(e + at, each, t, t < length, column, width, VECTOR)
-    writes = _charges(f + at, each, t - 1, sooner, column, width, VECTOR)
+    reads = charges(e + at, each, t, t < length, column, width, VECTOR)
+    writes = charges(f + at, each, t - 1, sooner, column, width, VECTOR)
     found = tl.cumsum(reads, 0, reverse=True) + tl.cumsum(writes, 0)
     found += through[None, :] if VECTOR else tl.sum(through, 0)
     log = decays(g, g_b, g_t, g_h, b, h, t, ok, column, width, PER, VECTOR)
@@ -308,15 +298,6 @@ def _decay_gradients(
         tl.store(dg + where[:, None] + column[None, :], found, mask=mask[:, None] & (column < width)[None, :])
     else:
         tl.store(dg + where, found, mask=mask)
-
-
-@triton.jit
-def _charges(e, each, t, mask, column, width, VECTOR: tl.constexpr):
-    if VECTOR:
-        wide = mask[:, None] & (column < width)[None, :]
-        return tl.load(e + t[:, None] * each + column[None, :], mask=wide, other=0.0)
-    else:
-        return tl.load(e + t * each, mask=mask, other=0.0)
 
 
 @dataclass(frozen=True)
@@ -389,7 +370,7 @@ def _in_parallel(
             *sequence(left), *u, this.reset, dscores, scale, steps, heads, values, this.chunks,
             **this.options(Z_PER=per, OWN=int(z is this.q), BLOCK_V=this.block_v),
         )  # fmt: skip
-        options = this.options(sub, Z_PER=per, LAG=lag, SUB=sub, BLOCK_V=this.block_v, BLOCK_K=columns)
+        options = this.options(this.vector, Z_PER=per, LAG=lag, SUB=sub, BLOCK_V=this.block_v, BLOCK_K=columns)
         _readers[grid](
             *sequence(z), *sequence(this.y), *sequence(left), *sequence(this.g), dscores, states, bonus, this.reset,
             parts.faults, dz, e, scale, steps, heads, width, values, this.chunks, **options,

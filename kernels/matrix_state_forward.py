@@ -265,7 +265,7 @@ def pieces(this: Recurrence) -> Pieces:
         out = this.per_chunk(C, C)
         _scores[(this.heads * this.chunks * (C // sub),)](
             *sequence(z), *sequence(this.y), *sequence(this.g), bonus, this.reset, faults, out,
-            steps, heads, width, this.chunks, **this.options(sub, Z_PER=per, LAG=lag, SUB=sub, SLICE=SLICE),
+            steps, heads, width, this.chunks, **this.options(this.vector, Z_PER=per, LAG=lag, SUB=sub, SLICE=SLICE),
         )  # fmt: skip
         return out
 

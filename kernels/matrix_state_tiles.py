@@ -160,6 +160,28 @@ def segment(segments, b, t, length, PER: tl.constexpr):
     return tl.load(segments + b * (length // PER) + t // PER, mask=t >= 0, other=0)
 
 
+@triton.jit
+def charge(e, tile, b, h, t, mask, column, length, heads, width, VECTOR: tl.constexpr):
+    """Add to what decays are charged with: (B, L n, H, K), or its sum over the keys (B, L n, H)."""
+    at = (b * length + t) * heads + h
+    if VECTOR:
+        at = e + at[:, None] * width + column[None, :]
+        wide = mask[:, None] & (column < width)[None, :]
+        tl.store(at, tl.load(at, mask=wide, other=0.0) + tile, mask=wide)
+    else:
+        tl.store(e + at, tl.load(e + at, mask=mask, other=0.0) + tl.sum(tile, 1), mask=mask)
+
+
+@triton.jit
+def charges(e, each, t, mask, column, width, VECTOR: tl.constexpr):
+    """Return what decays are charged with at some steps, ``each`` numbers apart."""
+    if VECTOR:
+        wide = mask[:, None] & (column < width)[None, :]
+        return tl.load(e + t[:, None] * each + column[None, :], mask=wide, other=0.0)
+    else:
+        return tl.load(e + t * each, mask=mask, other=0.0)
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """The recurrence's arguments, and how its kernels are cut.
@@ -240,15 +262,15 @@ class Recurrence:
         """Number of programs that share the state's columns."""
         return triton.cdiv(self.r.shape[3], self.block_v)
 
-    def options(self, rows: int = 0, **further: Any) -> dict[str, Any]:
-        """Return what every kernel is compiled for, and ``further``; ``rows``: the steps it holds, if not a chunk."""
+    def options(self, blocks: bool = False, **further: Any) -> dict[str, Any]:
+        """Return what every kernel is compiled for, and ``further``; ``blocks``: it holds a block, not a chunk."""
         return {
             "PER": self.per_token,
             "VECTOR": self.vector,
             "C": self.chunk,
             "BLOCK_K": self.block_k,
             "PRECISION": EXACT if self.q.dtype == torch.float32 else "tf32",
-            "num_warps": 4 if (rows or self.chunk) * self.block_k < TILE // 2 else 8,
+            "num_warps": 4 if blocks and self.block_k <= 64 else 8,
             "num_stages": 1,
             **further,
         }
