@@ -299,7 +299,8 @@ def test_retention_depends_on_distances_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["retention", "gla", "mamba2", "mlstm", "rwkv6", "deltanet", "gated_deltanet", "deltaproduct", "rwkv7"]
+    "name",
+    ["retention", "gla", "mamba2", "mlstm", "rwkv6", "deltanet", "gated_deltanet", "deltaproduct", "rwkv4", "rwkv7"],
 )
 def test_weight_decay_reaches_the_projections_alone(name):
     mixer = make(name, 8).requires_grad_()

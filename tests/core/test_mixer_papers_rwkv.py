@@ -1,6 +1,8 @@
-"""RWKV-7 against its paper's formulas."""
+"""RWKV-7 and RWKV-4 against their papers' formulas."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from scanweave.core import ConfigError, create_mixer
 from tests.core.papers import draw, make, shifted, stir
+from tests.installed import import_peer
 
 softplus, sigmoid = nn.functional.softplus, torch.sigmoid
 
@@ -73,6 +76,58 @@ def test_rwkv7_starts_as_its_authors_first_layer():
         assert narrow.shape == (C, rank)
         assert narrow.abs().max() <= 1e-4
         torch.testing.assert_close(wide @ wide.T, 0.01 * torch.eye(rank).double(), rtol=0, atol=1e-7)
+
+
+def rwkv4_formula(mixer, x):
+    """The paper's weighted average, each sum written out."""
+    mixed = {s: x * m[0, 0] + shifted(x) * (1 - m[0, 0]) for s in "kvr" for m in [getattr(mixer, f"time_mix_{s}")]}
+    k, v, r = mixer.key(mixed["k"]), mixer.value(mixed["v"]), mixer.receptance(mixed["r"])
+    w, wkv = mixer.time_decay.exp(), torch.empty_like(x)
+    for t in range(len(x)):
+        weights = [torch.exp(-(t - 1 - i) * w + k[i]) for i in range(t)] + [torch.exp(mixer.time_first + k[t])]
+        wkv[t] = sum(weight * v[i] for i, weight in enumerate(weights)) / sum(weights)
+    return mixer.output(sigmoid(r) * wkv)
+
+
+def test_rwkv4_equals_its_formula():
+    mixer, x = stir(make("rwkv4", 7)), draw(15, 7)
+    torch.testing.assert_close(mixer(x[None])[0][0], rwkv4_formula(mixer, x))
+
+
+def test_rwkv4_equals_transformers_with_the_same_weights():
+    peers = import_peer("transformers.models.rwkv.modeling_rwkv")
+    mixer = stir(make("rwkv4", 12)).float()
+    peer = peers.RwkvSelfAttention(peers.RwkvConfig(hidden_size=12, num_hidden_layers=2), layer_id=0)
+    longer = {"time_mix_k": "time_mix_key", "time_mix_v": "time_mix_value", "time_mix_r": "time_mix_receptance"}
+    peer.load_state_dict({longer.get(name, name): value for name, value in mixer.state_dict().items()})
+    x = draw(2, 40, 12).float()
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x)[0], peer(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_rwkv4_starts_as_its_authors_first_layer():
+    C = 9
+    mixer = make("rwkv4", C)
+    for n in range(C):
+        assert mixer.time_decay[n] == pytest.approx(-5 + 8 * (n / (C - 1)) ** 0.7, abs=1e-6)
+        assert mixer.time_first[n] == pytest.approx(math.log(0.3) + 0.5 * ((n + 1) % 3 - 1), abs=1e-6)
+        assert mixer.time_mix_k[0, 0, n] == mixer.time_mix_v[0, 0, n] == pytest.approx(n / C, abs=1e-6)
+        assert mixer.time_mix_r[0, 0, n] == pytest.approx((n / C) ** 0.5, abs=1e-6)
+    eye = torch.eye(C, dtype=torch.float64)
+    for layer, gain in ((mixer.value, 1), (mixer.key, 0.1), (mixer.receptance, 0.1), (mixer.output, 1)):
+        torch.testing.assert_close(layer.weight @ layer.weight.T, gain**2 * eye, rtol=0, atol=1e-5)
+
+
+def test_rwkv4_starts_empty_however_small_its_first_keys():
+    mixer = make("rwkv4", 4)
+    mixer.key.weight.copy_(-500 * torch.eye(4))
+    mixer.time_mix_k.fill_(1)
+    y = mixer(torch.ones(1, 3, 4).double())[0]
+    # Equal keys: the first step's average is its own value, and so is each later one's, the inputs being the same.
+    value = mixer.value(torch.ones(4).double() * mixer.time_mix_v[0, 0])
+    gate = sigmoid(mixer.receptance(torch.ones(4).double() * mixer.time_mix_r[0, 0]))
+    torch.testing.assert_close(y[0, 0], mixer.output(gate * value))
+    assert torch.isfinite(y).all()
 
 
 def test_wrong_arguments_of_rwkv7_are_named():
