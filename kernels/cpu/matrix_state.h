@@ -2,8 +2,8 @@
 //
 //   S <- Diag(w_t) S + sum_j x_j y_j^T,   o_t = q_t^T S
 //
-// y_j is a value (plain), beta (v - x_j^T S) (delta rule), or a^T S (the rank-one part of dplr). Time goes in blocks of a
-// few steps. With S0 the state before a block, P(s, t) the product of the decays of steps s + 1 ... t and C the
+// y_j is a value (plain), beta (v - x_j^T S) (delta rule), or a^T S (the rank-one part of dplr). Time goes in blocks of
+// a few steps. With S0 the state before a block, P(s, t) the product of the decays of steps s + 1 ... t and C the
 // products of a block's reads with its writes under the decay between them, everything is a small matrix product:
 //
 //   Z = (reads decayed from the block's start) S0 + C Y,   S = Diag(P) S0 + (writes decayed to the block's end)^T Y

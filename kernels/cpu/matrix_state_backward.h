@@ -1,7 +1,8 @@
 // The way back through a recurrence with a matrix state: chunk by chunk, each recomputed from the state before it.
 //
 // Every product of a block has two of its own on the way back. The gradient of a decay's logarithm is a sum of what
-// passed through that decay, over each product that it stands in: no difference of large sums, exact where decays are 0.
+// passed through that decay, over each product that it stands in: no difference of large sums, exact where a decay is
+// 0.
 #pragma once
 #include <new>
 #include <type_traits>
