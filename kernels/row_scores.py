@@ -73,16 +73,17 @@ def row_scores_backward(
     scores = [_gathered(d) for d in (dbefore, dafter)]
     found = [None if x is None else x.new_zeros(x.shape) for x in kinds]
     for i in range(1, size):
-        for kind in range(2):
+        for kind, (into, given) in enumerate(zip(found, scores, strict=True)):
             if kind == 1:
                 held[:i] *= factors[i]
-            if scores[kind] is not None:
-                found[kind][i] = (held[:i] * scores[kind][i, :i]).sum((0, 1))
+            if into is not None and given is not None:
+                into[i] = (held[:i] * given[i, :i]).sum((0, 1))
     dkeys = held.zero_()
     for i in reversed(range(1, size)):
         for kind in (1, 0):
-            if scores[kind] is not None:
-                dkeys[:i] += scores[kind][i, :i] * kinds[kind][i]
+            queries, given = kinds[kind], scores[kind]
+            if queries is not None and given is not None:
+                dkeys[:i] += given[i, :i] * queries[i]
             if kind == 1:
                 dkeys[:i] *= factors[i]
     dbefore_, dafter_ = (None if x is None else x.transpose(0, 1).reshape(shape) for x in found)

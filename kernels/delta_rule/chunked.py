@@ -131,6 +131,7 @@ def forward(
             before[:, n] = state
         p = _span(s, start)
         states, state, y = pass_states(state, p.kept, state.new_zeros(()), (p.k * p.kept_out, p.base, p.reads))
+        assert y is not None
         part = (p.q * p.of_steps(p.kept_in)) @ states
         part += p.scores @ y
         o[:, start : start + SPAN] = join(part, q.shape[1] - start)

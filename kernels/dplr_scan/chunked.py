@@ -108,6 +108,7 @@ def forward(
             before[:, n] = state
         p = _span(sequences, start, state.dtype)
         states, state, y = pass_states(state, p.kept, p.added(), (p.b * p.kept_out, p.base, p.reads))
+        assert y is not None
         part = (p.q * p.kept_after) @ states
         part += p.q_scores[0] @ p.v
         part += p.q_scores[1] @ y

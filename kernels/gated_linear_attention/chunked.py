@@ -153,10 +153,10 @@ def _scores_backward(p: _Span, dscores: Tensor) -> tuple[Tensor, Tensor]:
     if not p.by_row:
         dscores = dscores * decay_matrix(p.log_decay, exclusive)
         return dscores @ p.k, dscores.mT @ p.reads
-    queries = (p.reads, None) if exclusive else (None, p.reads)
-    given = ([dscores], []) if exclusive else ([], [dscores])
-    (dk,), dbefore, dafter = row_scores_backward(p.log_decay.exp(), (p.k,), *queries, *given)
-    dreads = dbefore if exclusive else dafter
+    before, after = (p.reads, None) if exclusive else (None, p.reads)
+    dbefore, dafter = ([dscores], []) if exclusive else ([], [dscores])
+    (dk,), *found = row_scores_backward(p.log_decay.exp(), (p.k,), before, after, dbefore, dafter)
+    dreads = found[0] if exclusive else found[1]
     assert dreads is not None
     return dreads, dk
 
@@ -215,7 +215,7 @@ def backward(
         into = torch.zeros_like(p.v) if do is None else split(do[:, part], p.v.shape[3], s.dtype)
         dreads, down, dk_, dv_, dlog_, dbonus_, after = _span_backward(p, before[:, n], into, after)
         dreads = join(dreads, length)
-        if s.reads is not s.q:
+        if reset is not None and s.reads is not s.q:
             dreads = dreads.masked_fill(reset[:, part, None, None], 0)
         dq[:, part] = scale * (dreads + join(down, length))
         dk[:, part], dv[:, part], dlog[:, part] = (join(x, length) for x in (dk_, dv_, dlog_))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -151,9 +153,9 @@ def _composed(
     # In the state's dtype: a quotient of sums that were rounded to half precision would be twice as far off.
     queries, keys, values = (x.to(C.dtype) for x in (q, k, v))
     keys = keys * torch.exp(torch.where(carries, i - m, 0)).unsqueeze(-1)
-    options = {"scale": scale, "reset": reset, "backend": backend}
-    numerator, C = gated_linear_attention(queries, keys, values, log_decay, initial_state=C, **options)
+    attend = partial(gated_linear_attention, scale=scale, reset=reset, backend=backend)
+    numerator, C = attend(queries, keys, values, log_decay, initial_state=C)
     ones = values.new_ones(()).expand(*v.shape[:3], 1)
-    normaliser, n = gated_linear_attention(queries, keys, ones, log_decay, initial_state=n.unsqueeze(-1), **options)
+    normaliser, n = attend(queries, keys, ones, log_decay, initial_state=n.unsqueeze(-1))
     h = hidden(numerator, normaliser.squeeze(-1), m)
     return h.to(q.dtype), MLSTMState(C, n.squeeze(-1), m_last)
