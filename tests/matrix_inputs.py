@@ -106,3 +106,11 @@ def inner_model(g: torch.Generator, shape: Shape) -> Tensors:
         "ln_weight": 1 + 0.1 * normal(g, heads, width),
         "ln_bias": 0.1 * normal(g, heads, width),
     }
+
+
+def channels(g: torch.Generator, shape: Shape) -> Tensors:
+    """Return RWKV-4's tensors, with as many channels as the heads have features."""
+    batch, length, heads, width = shape
+    size = heads * width
+    k, v = normal(g, 2, batch, length, size)
+    return {"k": k, "v": v, "w": normal(g, size).exp(), "u": normal(g, size)}

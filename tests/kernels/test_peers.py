@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scanweave.kernels import delta_rule, dplr_scan, gated_linear_attention, mlstm_scan, ttt_linear
+from scanweave.kernels import delta_rule, dplr_scan, gated_linear_attention, mlstm_scan, ttt_linear, wkv4
 from tests import matrix_inputs as inputs
 from tests import peers
 
@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Op, Draw, Callable[[], peers.Peer], frozenset[str] | None
     "product-fla": (delta_rule, inputs.product, peers.delta_product, frozenset()),
     "rwkv7-fla": (dplr_scan, inputs.goose, peers.dplr, frozenset()),
     "rwkv7-fla-chunked": (dplr_scan, inputs.goose, peers.dplr_chunked, frozenset()),
+    "rwkv4-transformers": (wkv4, inputs.channels, peers.wkv4, frozenset()),
     # The output is not compared, and the peer reads one step size of a mini-batch.
     "ttt-fla": (_trained, inputs.inner_model, peers.ttt_state, frozenset({"q", "eta"})),
 }
