@@ -132,11 +132,12 @@ def _floor(bench: Bench, passes: int) -> float:
     return passes * batch * length * heads * bench.products * 2 * width**2 / gemm_rate()
 
 
-def _judge(name: str, found: dict[str, float], rivals: Iterable[str], target: int) -> None:
-    """Print how the op stands to its best peer, and fail unless it is the faster one."""
+def _lead(name: str, found: dict[str, float], rivals: Iterable[str], target: int) -> float:
+    """Return, and print, how many times as fast as its best peer the op is."""
     best = min((found[rival], rival) for rival in rivals)
-    print(f"{name}: {best[0] / found['scanweave']:.1f} times as fast as {best[1]} (aim: {target})")
-    assert found["scanweave"] < best[0]
+    lead = best[0] / found["scanweave"]
+    print(f"{name}: {lead:.1f} times as fast as {best[1]} (aim: {target})")
+    return lead
 
 
 @pytest.mark.parametrize("name", BENCHES)
@@ -152,7 +153,7 @@ def test_forward(name: str, bench_out: Path | None) -> None:
     calls = {label: lambda form=form: form(**tensors) for label, form in forms.items()}
     title = f"{name} forward, {TITLE}"
     found = compare(title, calls, floor_seconds=_floor(bench, 1), out=bench_out, rounds=7)
-    _judge(name, found, bench.forward, bench.target)
+    assert _lead(name, found, bench.forward, bench.target) > 1
 
 
 @pytest.mark.parametrize("name", BENCHES)
@@ -165,7 +166,7 @@ def test_forward_and_backward(name: str, bench_out: Path | None) -> None:
     title = f"{name} forward + backward, {TITLE}"
     found = compare(title, calls, floor_seconds=_floor(bench, 3), out=bench_out, rounds=5)
     # Where no peer has a gradient, the package's own form in PyTorch stands for one.
-    _judge(name, found, bench.backward or ["chunked"], bench.target)
+    assert _lead(name, found, bench.backward or ["chunked"], bench.target) > 1
 
 
 def _gradient(form: peers.Peer, tensors: inputs.Tensors, do: Tensor) -> Callable[[], object]:
