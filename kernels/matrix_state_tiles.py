@@ -214,7 +214,7 @@ class Recurrence:
 
     def prepared(self) -> Recurrence:
         """Return the same with every tensor as the kernels take it."""
-        changed = {name: _side_by_side(getattr(self, name)) for name in ("q", "y", "r", "g", "x")}
+        changed: dict[str, Any] = {name: _side_by_side(getattr(self, name)) for name in ("q", "y", "r", "g", "x")}
         for name in ("bonus", "initial"):
             whole = getattr(self, name)
             changed[name] = None if whole is None else whole.contiguous()
@@ -317,7 +317,7 @@ def nothing_kept(final: Tensor, initial_state: Tensor | None, save: bool) -> Ten
 
 def sequence(x: Tensor | None) -> tuple[Tensor | None, int, int, int]:
     """Return a sequence and its strides over batch, time and heads."""
-    return (None, 0, 0, 0) if x is None else (x, *x.stride()[:3])
+    return (None, 0, 0, 0) if x is None else (x, x.stride(0), x.stride(1), x.stride(2))
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[None]:
