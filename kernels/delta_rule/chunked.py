@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_log_decay, state_dtype
-from ..matrix_chunks import (
+from ..matrix_state import first_state
+from ..matrix_state.chunks import (
     CHUNK,
     FLOOR,
     SPAN,
@@ -28,8 +29,7 @@ from ..matrix_chunks import (
     spoil,
     sums_after,
 )
-from ..matrix_state import first_state
-from ..triangular import unit_lower_inverse
+from ..matrix_state.triangular import unit_lower_inverse
 
 
 class _Sequences(NamedTuple):

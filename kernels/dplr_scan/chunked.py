@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_log_decay, state_dtype
-from ..matrix_chunks import (
+from ..matrix_state import first_state
+from ..matrix_state.chunks import (
     FLOOR,
     ROWS_CHUNK,
     SPAN,
@@ -28,9 +29,8 @@ from ..matrix_chunks import (
     sums_after,
     sums_before,
 )
-from ..matrix_state import first_state
-from ..row_scores import row_scores, row_scores_backward
-from ..triangular import unit_lower_inverse
+from ..matrix_state.row_scores import row_scores, row_scores_backward
+from ..matrix_state.triangular import unit_lower_inverse
 
 
 class _Span(NamedTuple):

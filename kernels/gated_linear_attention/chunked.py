@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_log_decay, state_dtype
-from ..matrix_chunks import (
+from ..matrix_state import first_state
+from ..matrix_state.chunks import (
     CHUNK,
     FLOOR,
     ROWS_CHUNK,
@@ -26,8 +27,7 @@ from ..matrix_chunks import (
     sums_after,
     sums_before,
 )
-from ..matrix_state import first_state
-from ..row_scores import row_scores, row_scores_backward
+from ..matrix_state.row_scores import row_scores, row_scores_backward
 
 
 class _Sequences(NamedTuple):

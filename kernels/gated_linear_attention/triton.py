@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..matrix_state_backward import backward as differentiate
-from ..matrix_state_forward import forward as run
-from ..matrix_state_tiles import Recurrence, nothing_kept, refuses
+from ..matrix_state.triton_backward import backward as differentiate
+from ..matrix_state.triton_forward import forward as run
+from ..matrix_state.triton_tiles import Recurrence, nothing_kept, refuses
 
 __all__ = ["backward", "forward", "refuses"]
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..matrix_state_tiles import EXACT, on_device, put_rows, refuses, rows, sequence
+from ..matrix_state.triton_tiles import EXACT, on_device, put_rows, refuses, rows, sequence
 from .reference import places, saved_slots
 
 __all__ = ["backward", "forward", "refuses"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import state_dtype
 from ..linear_scan.triton import refuses
-from ..matrix_state_tiles import on_device
+from ..matrix_state.triton_tiles import on_device
 from ..selective_scan.cpu import rows, side_by_side
 from .chunks import STEPS
 

@@ -83,7 +83,7 @@ if child == 0:
     after = []
     with torch.no_grad():
         for c in cases:
-            # Two threads of PyTorch's own, which composed ops run, would wait for ever here: data-loader workers set this.
+            # PyTorch's own threads, which composed ops start, would wait for ever: data-loader workers set this.
             if c.calls > 1:
                 torch.set_num_threads(1)
             after.append(c.call(**drawn[c.name], backend="cpu")[0])

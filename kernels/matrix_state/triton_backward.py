@@ -1,4 +1,4 @@
-"""The Triton kernels that differentiate a matrix-state recurrence; see :mod:`.matrix_state_tiles`.
+"""The Triton kernels that differentiate a matrix-state recurrence; see :mod:`.triton_tiles`.
 
 Nothing is kept from the forward pass: u and the states before the chunks are computed again. One pass over the chunks
 in reversed time gives the gradients of u and of the states after the chunks; the rest takes all chunks in parallel.
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .matrix_state_forward import SLICE, SUB, Pieces, carried, over_chunks, pieces
-from .matrix_state_tiles import (
+from .triton_forward import SLICE, SUB, Pieces, carried, over_chunks, pieces
+from .triton_tiles import (
     Recurrence,
     between,
     between_rows,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_device, check_dtype, check_length, check_shape, state_dtype
+from ..checks import FLOATS, check_device, check_dtype, check_length, check_shape, state_dtype
 
 #: One argument: its name, the tensor or None, the shape and layout it must have, and the dtypes it may have.
 Argument = tuple[str, Tensor | None, tuple[int, ...], str, tuple[torch.dtype, ...]]

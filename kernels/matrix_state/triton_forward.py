@@ -1,4 +1,4 @@
-"""The Triton kernels that run a matrix-state recurrence; see :mod:`.matrix_state_tiles`.
+"""The Triton kernels that run a matrix-state recurrence; see :mod:`.triton_tiles`.
 
 Chunks in parallel: how much each step reads of what each earlier step wrote (``scores``); what steps read of each other
 makes a unit lower triangular system, whose inverse turns the reads into ``u = U + W S`` with the state S before the
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .matrix_state_tiles import (
+from .triton_tiles import (
     EXACT,
     Recurrence,
     between,
