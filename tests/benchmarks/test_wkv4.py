@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scanweave.kernels import wkv4
 
+from .. import peers
 from .compare import compare
 from .floor import exp_rate
 
@@ -23,19 +24,19 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _candidates() -> dict[str, Attention]:
-    """Return functions of k, v, the logarithm of w, and u."""
-    theirs = pytest.importorskip("transformers.models.rwkv.modeling_rwkv").rwkv_linear_attention_cpu
+    """Return functions of k, v, w and u."""
     return {
-        "scanweave": lambda k, v, log_w, u: wkv4(k, v, log_w.exp(), u)[0],
-        "chunked": lambda k, v, log_w, u: wkv4(k, v, log_w.exp(), u, backend="chunked")[0],
-        "transformers": lambda k, v, log_w, u: theirs(log_w, u, k, v)[0],
+        "scanweave": lambda k, v, w, u: wkv4(k, v, w, u)[0],
+        "chunked": lambda k, v, w, u: wkv4(k, v, w, u, backend="chunked")[0],
+        "transformers": peers.wkv4(),
     }
 
 
 def _draw() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     shapes = (BATCH, LENGTH, CHANNELS), (BATCH, LENGTH, CHANNELS), (CHANNELS,), (CHANNELS,)
-    return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
+    k, v, log_w, u = (torch.randn(*shape, generator=generator) for shape in shapes)
+    return k, v, log_w.exp(), u
 
 
 def _floor(passes: int) -> float:
