@@ -237,6 +237,10 @@ def _blocks(q: Tensor, mini_batch: int) -> dict[str, Any]:
     }
 
 
+def _sequence(x: Tensor | None) -> tuple[Tensor | None, int, int, int]:
+    return sequence(x if x is None or x.stride(-1) == 1 else x.contiguous())
+
+
 def _shared(weights: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors contiguous, the weights in the states' dtype."""
     return weights.float().contiguous(), *(None if x is None else x.contiguous() for x in others)
@@ -266,7 +270,7 @@ def forward(
     if q.numel():
         with on_device(q):
             _forward[(batch * heads,)](
-                *sequence(q), *sequence(k), *sequence(v), *sequence(eta.unsqueeze(-1)),
+                *_sequence(q), *_sequence(k), *_sequence(v), *_sequence(eta.unsqueeze(-1)),
                 *_shared(weights, ln_weight, ln_bias, initial_state, places(q, position, reset, mini_batch), reset),
                 o, final, before if slots else None, length, heads, width, slots, epsilon, **_blocks(q, mini_batch),
             )  # fmt: skip
@@ -300,7 +304,7 @@ def backward(
     if q.numel():
         with on_device(q):
             _backward[(batch * heads,)](
-                *sequence(q), *sequence(k), *sequence(v), *sequence(eta.unsqueeze(-1)), *sequence(do),
+                *_sequence(q), *_sequence(k), *_sequence(v), *_sequence(eta.unsqueeze(-1)), *_sequence(do),
                 *_shared(weights, ln_weight, ln_bias, initial_state, places(q, position, reset, mini_batch), reset),
                 before.contiguous(), None if dfinal is None else dfinal.contiguous(),
                 dq, dk, dv, deta, *shared, dinitial, length, heads, width, before.shape[1], epsilon,
