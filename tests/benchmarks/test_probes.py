@@ -28,10 +28,10 @@ def _solved(row: Row) -> bool:
 
 def test_parity() -> None:
     parity = counting(2)
-    mixers = ("deltanet", {"head_dim": 16}), ("mamba", {})
+    mixers = ("deltanet", 600, {"head_dim": 16}), ("mamba", 800, {})
     probes = [
-        Probe(parity, name, {"eigenvalues": eigenvalues, "d_conv": 1, **options}, steps=800, batch=64)
-        for name, options in mixers
+        Probe(parity, name, {"eigenvalues": eigenvalues, "d_conv": 1, **options}, steps=steps, batch=64)
+        for name, steps, options in mixers
         for eigenvalues in ("signed", "positive")
     ]
     found = [_solved(row) for row in show("parity", probes)]
