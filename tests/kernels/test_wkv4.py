@@ -7,7 +7,7 @@ import torch
 
 from scanweave.kernels import WKV4State, wkv4
 
-from .contract import FORWARD_BOUND, assert_close, backends, gradients
+from .contract import BACKWARD_BOUND, FORWARD_BOUND, assert_close, backends, draw_reset, expected, gradients
 from .table import CASES
 
 CASE = CASES["wkv4"]
@@ -56,6 +56,17 @@ def test_a_slow_decay_is_not_rounded_away(backend: str) -> None:
     _, state = wkv4(k, v, rate, zero, backend=backend)
     found = state.numerator.double().log() + state.maximum.double() - 100
     assert abs(found.item() / (-1e-5 * (length - 1)) - 1) < 0.01
+
+
+@pytest.mark.skipif("triton" not in backends(CASE), reason="Triton does not serve here, nor does its interpreter")
+def test_triton_takes_channels_block_by_block() -> None:
+    case, reset = CASES["wkv4-wide"], draw_reset(35)
+    wanted = expected(case.name, 0, 35, torch.float32)
+    y, final, grads = gradients(case, case.draw(35, dtype=torch.float32), reset=reset, backend="triton")
+    assert_close(y, wanted[0], FORWARD_BOUND[torch.float32], "y")
+    assert_close(final, wanted[1], FORWARD_BOUND[torch.float32], "final_state")
+    for name, gradient in wanted[2].items():
+        assert_close(grads[name], gradient, BACKWARD_BOUND[torch.float32], f"gradient of {name}")
 
 
 @pytest.mark.parametrize("given", [torch.zeros(2, 5), (torch.zeros(2, 5),) * 2])
