@@ -105,5 +105,5 @@ def run_benchmarks(arguments: list[str]) -> int:
         raise UsageError(f"there is no benchmark {unknown[0]!r}{nearest(unknown[0], modules)}: {', '.join(modules)}")
     targets = [str(modules[name]) for name in names] or [str(folder)]
     options = [a for a in arguments if a.startswith("-")]
-    command = [sys.executable, "-m", "pytest", "-m", "bench", "-q", "-s", *targets, *options]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "bench", "-q", "-s", *targets, *options]
     return subprocess.run(command, cwd=folder.parents[1], check=False).returncode

@@ -12,6 +12,13 @@ if not torch.cuda.is_available():
     # Triton reads this when it is imported, so before anything that holds a kernel.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+if WORKERS:
+    # Processes side by side share the cores instead of each taking all, and so does what they start.
+    share = max(1, (os.cpu_count() or 1) // WORKERS)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    torch.set_num_threads(share)
+
 DATA_ROOT = Path(os.environ.get("SCANWEAVE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 

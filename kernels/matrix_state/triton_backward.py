@@ -358,10 +358,13 @@ def _in_parallel(
     grid = (this.heads * this.chunks * (C // sub), triton.cdiv(width, columns))
     u = sequence(this.r if parts.U is None else parts.U)
     e, f = (None if this.g is None else this.fresh(*this.y.shape[: 4 if this.vector else 3], zero=True) for _ in "ef")
-    dbonus, left_states = None, dstates
+    dbonus: Tensor | None = None
+    left_states: Tensor | None = dstates
     # q's reads, less where nothing of o is asked for, in which case they add zero; then those of x.
-    readers = [(this.q, do, found.q, this.per_token, this.lag_q, this.bonus, this.scale)]
-    if this.x is not None:
+    readers: list[tuple[Tensor, Tensor | None, Tensor, int, int, Tensor | None, float]] = [
+        (this.q, do, found.q, this.per_token, this.lag_q, this.bonus, this.scale)
+    ]
+    if this.x is not None and found.x is not None:
         readers.append((this.x, found.r, found.x, 1, this.lag_x, None, 1.0))
     for z, left, dz, per, lag, bonus, scale in readers:
         left = z.new_zeros((*z.shape[:3], values)) if left is None else left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def bench_out(request: pytest.FixtureRequest) -> Path | None:
     """Return the folder that ``--bench-out`` names, or None."""
     return request.config.getoption("--bench-out", default=None)
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """Refuse to time one benchmark beside another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.fail("benchmarks are timed one at a time: run them with `scanweave bench`, or add -n 0")
