@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from ..contract import Case, Tensors, normal, packed
 
 H, D = 2, 5
 SHAPES = ((H, D, D), (H, D), (H, D, D), (H, D), (1,))
+SMALL = 3  # the width of one head whose gradients' gradients are compared with differences
+SMALL_SHAPES = ((1, SMALL, SMALL), (1, SMALL), (1, SMALL, SMALL), (1, SMALL), (1,))
 
 
 def _call(*, initial_state: tuple[Tensor, ...] | None = None, **arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -24,7 +27,7 @@ def _call(*, initial_state: tuple[Tensor, ...] | None = None, **arguments: Any) 
     return o, (W, b, W_update, b_update, place.unsqueeze(1).to(W.dtype))
 
 
-def _draw(generator: torch.Generator, batch: int, length: int) -> Tensors:
+def _draw(generator: torch.Generator, batch: int, length: int, H: int = H, D: int = D) -> Tensors:
     shape = (batch, length, H, D)
     state = normal(generator, batch, H, 2, D + 1, D)
     state[:, :, 1] /= 10
@@ -41,6 +44,10 @@ def _draw(generator: torch.Generator, batch: int, length: int) -> Tensors:
         "ln_bias": 0.1 * normal(generator, H, D),
         "initial_state": torch.cat([*(x.flatten(1) for x in parts), place.to(torch.float64)], 1),
     }
+
+
+def _draw_small(generator: torch.Generator, batch: int, length: int) -> Tensors:
+    return _draw(generator, batch, length, 1, SMALL)
 
 
 def _extreme(generator: torch.Generator, batch: int, length: int) -> Tensors:
@@ -83,6 +90,19 @@ CASES = (
         extreme=_extreme,
         mistakes=_MISTAKES,
         variants=({}, {"mini_batch": 4}),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
         interpreted=65,
+    ),
+    Case(
+        name="ttt_linear-small",
+        op="ttt_linear",
+        # So few numbers are near each other by chance: a norm that divides by almost nothing tells of rounding alone.
+        call=packed(partial(_call, epsilon=0.1), SMALL_SHAPES),
+        inputs=_draw_small,
+        sequences=frozenset({"q", "k", "v", "eta"}),
+        extreme=_draw_small,
+        variants=({"mini_batch": 2},),
+        dtypes=(torch.float32, torch.float64),
+        interpreted=2,
     ),
 )
