@@ -1,8 +1,6 @@
-"""mlstm_scan: the matrix LSTM's recurrence, two gated linear attentions that share their gates."""
+"""mlstm_scan: the matrix LSTM's recurrence, a gated linear attention whose gates are kept in range."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -153,9 +151,17 @@ def _composed(
     # In the state's dtype: a quotient of sums that were rounded to half precision would be twice as far off.
     queries, keys, values = (x.to(C.dtype) for x in (q, k, v))
     keys = keys * torch.exp(torch.where(carries, i - m, 0)).unsqueeze(-1)
-    attend = partial(gated_linear_attention, scale=scale, reset=reset, backend=backend)
-    numerator, C = attend(queries, keys, values, log_decay, initial_state=C)
+    # n is the state of values that are 1: a further column of C, so that keys and decays are compared once.
     ones = values.new_ones(()).expand(*v.shape[:3], 1)
-    normaliser, n = attend(queries, keys, ones, log_decay, initial_state=n.unsqueeze(-1))
-    h = hidden(numerator, normaliser.squeeze(-1), m)
-    return h.to(q.dtype), MLSTMState(C, n.squeeze(-1), m_last)
+    found, last = gated_linear_attention(
+        queries,
+        keys,
+        torch.cat([values, ones], -1),
+        log_decay,
+        scale=scale,
+        initial_state=torch.cat([C, n.unsqueeze(-1)], -1),
+        reset=reset,
+        backend=backend,
+    )
+    h = hidden(found[..., :-1], found[..., -1], m)
+    return h.to(q.dtype), MLSTMState(last[..., :-1], last[..., -1], m_last)

@@ -244,6 +244,6 @@ CASES = (
             ("gate's dtype", lambda t: {"forget_gate": t["q"][..., 0].half()}, TypeError, "forget_gate has dtype"),
         ),
         interpreted=0,
-        calls=3,
+        calls=2,
     ),
 )
