@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cpu.matrix_state import Arguments, MatrixState
-from .chunks import STEPS
+from ..matrix_state.chunks import STEPS
 
 _op = MatrixState("delta_rule", STEPS["cpu"])
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
 from torch import Tensor
 
 from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
-from ..library import define_op, gradients_of
 from ..matrix_state import (
     as_state,
     check_arguments,
     check_query,
-    fake_gradients,
-    fake_outputs,
     gate_dtypes,
     value_width,
 )
+from ..matrix_state.op import define_matrix_op
 from . import chunked, cpu
-from .chunks import STEPS
 from .reference import dplr_scan_reference
 
 __all__ = ["dplr_scan"]
@@ -95,37 +91,11 @@ def dplr_scan(
     return o, final
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_outputs(q, v.shape[3], STEPS[others[-1]], others[-2])
-
-
-def _fake_backward(*saved: Any) -> tuple[Tensor, ...]:
-    return fake_gradients(saved[:6], saved[9])
-
-
-def _gradients(*saved: Any) -> tuple[Tensor | None, ...]:
-    """Return the gradients by differentiating the reference form: for a gradient of the gradient."""
-    arguments, (_, do, dfinal) = saved[:9], saved[9:]
-    return gradients_of(dplr_scan_reference, arguments, (do, dfinal))[:7]
-
-
-_ARGUMENTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor a, Tensor b, Tensor log_decay, Tensor? initial_state, Tensor? reset, "
-    "float scale, "
-)
-_op = define_op(
+_op = define_matrix_op(
     "dplr_scan",
-    schema=f"({_ARGUMENTS}bool save, str backend) -> (Tensor, Tensor, Tensor)",
-    backward_schema=(
-        f"({_ARGUMENTS}Tensor before, Tensor? do, Tensor? dfinal, str backend) -> ({', '.join(['Tensor'] * 7)})"
-    ),
-    fake=_fake,
-    fake_backward=_fake_backward,
-    saved=lambda arguments, outputs: (*arguments[:9], outputs[2]),
-    differentiable=tuple(range(7)),
-    batched=tuple(range(8)),
-    twice=_gradients,
-    extras=1,
+    "Tensor q, Tensor k, Tensor v, Tensor a, Tensor b, Tensor log_decay",
+    dplr_scan_reference,
+    batched=range(8),
 )
 register_kernel("dplr_scan", "reference", Kernel(dplr_scan_reference, None, always))
 register_kernel("dplr_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))

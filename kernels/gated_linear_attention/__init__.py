@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
 from torch import Tensor
 
 from ..checks import check_dtype, state_dtype
 from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
-from ..library import define_op, gradients_of
 from ..matrix_state import (
     as_state,
     check_arguments,
     check_query,
-    fake_gradients,
-    fake_outputs,
     gate_dtypes,
     value_width,
 )
+from ..matrix_state.op import define_matrix_op
 from . import chunked, cpu
-from .chunks import STEPS
 from .reference import gated_linear_attention_reference
 
 __all__ = ["gated_linear_attention"]
@@ -118,36 +114,11 @@ def _check(
     check_arguments(op, q, arguments, width, initial_state, reset)
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_outputs(q, v.shape[3], STEPS[others[-1]], others[-2])
-
-
-def _fake_backward(*saved: Any) -> tuple[Tensor, ...]:
-    return fake_gradients(saved[:5], saved[8])
-
-
-def _gradients(*saved: Any) -> tuple[Tensor | None, ...]:
-    """Return the gradients by differentiating the reference form: for a gradient of the gradient."""
-    arguments, (_, do, dfinal) = saved[:8], saved[8:]
-    return gradients_of(gated_linear_attention_reference, arguments, (do, dfinal))[:6]
-
-
-_ARGUMENTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor? bonus, Tensor? initial_state, Tensor? reset, float scale, "
-)
-_op = define_op(
+_op = define_matrix_op(
     "gated_linear_attention",
-    schema=f"({_ARGUMENTS}bool save, str backend) -> (Tensor, Tensor, Tensor)",
-    backward_schema=(
-        f"({_ARGUMENTS}Tensor before, Tensor? do, Tensor? dfinal, str backend) -> ({', '.join(['Tensor'] * 6)})"
-    ),
-    fake=_fake,
-    fake_backward=_fake_backward,
-    saved=lambda arguments, outputs: (*arguments[:8], outputs[2]),
-    differentiable=tuple(range(6)),
+    "Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor? bonus",
+    gated_linear_attention_reference,
     batched=(0, 1, 2, 3, 5, 6),
-    twice=_gradients,
-    extras=1,
 )
 register_kernel("gated_linear_attention", "reference", Kernel(gated_linear_attention_reference, None, always))
 register_kernel("gated_linear_attention", "chunked", Kernel(chunked.forward, chunked.backward, always))

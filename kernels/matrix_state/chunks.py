@@ -18,6 +18,8 @@ from torch import Tensor
 
 #: Steps whose chunks are computed at once, and between two saved states.
 SPAN = 512
+#: Steps between two saved states, by backend; the Triton kernels start again from the first one.
+STEPS = {"chunked": SPAN, "cpu": 64, "triton": 2**30}
 #: Steps of a chunk where each row of the state has a decay of its own; other chunks are of 64.
 ROWS_CHUNK = 16
 CHUNK = 64
