@@ -91,7 +91,7 @@ CASES = (
         mistakes=_MISTAKES,
         variants=({}, {"mini_batch": 4}),
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
-        interpreted=65,
+        interpreted=17,
     ),
     Case(
         name="ttt_linear-small",
@@ -103,6 +103,6 @@ CASES = (
         extreme=_draw_small,
         variants=({"mini_batch": 2},),
         dtypes=(torch.float32, torch.float64),
-        interpreted=2,
+        interpreted=0,
     ),
 )
