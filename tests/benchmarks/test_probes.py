@@ -22,8 +22,8 @@ def _delta(task: Task, householders: int, eigenvalues: str, steps: int = 800) ->
     return Probe(task, "deltaproduct", arguments, steps=steps, batch=64)
 
 
-def _solved(row: Row) -> bool:
-    return min(row.accuracies) == 1.0
+def _solved(row: Row, least: float = 1.0) -> bool:
+    return min(row.accuracies) >= least
 
 
 def test_parity() -> None:
@@ -40,8 +40,8 @@ def test_parity() -> None:
 
 def test_permutations() -> None:
     S3 = symmetric(3)
-    probes = [_delta(S3, 2, "signed", 1500), _delta(S3, 1, "signed", 1500), _delta(S3, 1, "positive", 1500)]
-    found = [_solved(row) for row in show("word problem of S3", probes)]
+    probes = [_delta(S3, *kind, 1500) for kind in ((2, "signed"), (1, "signed"), (1, "positive"))]
+    found = [_solved(row, 0.99) for row in show("word problem of S3", probes)]
     assert found == [True, False, False]
 
 

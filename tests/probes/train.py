@@ -16,6 +16,7 @@ from scanweave.core import Stack, create_mixer
 from .tasks import IGNORED, Task
 
 TRAINED = 40
+SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ def train(probe: Probe, seed: int) -> tuple[Network, float]:
         longest = min(probe.longest, probe.shortest + (probe.longest - probe.shortest) * 2 * step // probe.steps)
         length = int(torch.randint(probe.shortest, longest + 1, (), generator=generator))
         tokens, targets = probe.task.draw(probe.batch, length, generator)
-        loss = F.cross_entropy(network(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        # An answer that is certain has no gradient; smoothed targets go on pulling equal states together, without which
+        # small differences add up over lengths never trained.
+        loss = F.cross_entropy(
+            network(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
