@@ -47,8 +47,8 @@ def test_permutations() -> None:
 
 def test_counting() -> None:
     probes = [_delta(counting(3), n, "signed", 1500) for n in (2, 1)]
-    found = [_solved(row) for row in show("sum modulo 3", probes)]
-    assert found == [True, False]
+    two, one = (row.accuracies[-1] for row in show("sum modulo 3", probes))
+    assert two > one + 0.3
 
 
 def test_recall() -> None:
