@@ -232,8 +232,7 @@ def _blocks(q: Tensor, mini_batch: int) -> dict[str, Any]:
         "MINI_BATCH": mini_batch,
         "T": max(16, triton.next_power_of_2(mini_batch)),
         "BLOCK": block,
-        # Small tiles fit into registers without the tensor cores' help; splitting them in three does not.
-        "PRECISION": "tf32" if q.dtype != torch.float32 else "ieee" if block <= 16 else EXACT,
+        "PRECISION": EXACT if q.dtype == torch.float32 else "tf32",
         "num_warps": 4 if block <= 32 else 8,
     }
 

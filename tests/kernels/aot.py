@@ -64,7 +64,7 @@ def _spilled_bytes(ptx: str, arch: int) -> int:
 
 def main(arch: int) -> None:
     """Compile every kernel of every row once per set of argument types."""
-    target, seen = GPUTarget("cuda", arch, 32), set()
+    target, seen, limit = GPUTarget("cuda", arch, 32), set(), 0
 
     def compile_instead(fn: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         bound = {
@@ -77,7 +77,8 @@ def main(arch: int) -> None:
         if key not in seen:
             seen.add(key)
             ptx = triton.compile(source, target=target, options=options).asm["ptx"]
-            print(json.dumps({"kernel": fn.__qualname__, "key": key, "spills": _spilled_bytes(ptx, arch)}), flush=True)
+            found = {"kernel": fn.__qualname__, "key": key, "spills": _spilled_bytes(ptx, arch), "limit": limit}
+            print(json.dumps(found), flush=True)
 
     JITFunction.run = compile_instead
     for case in CASES.values():
@@ -86,6 +87,7 @@ def main(arch: int) -> None:
         except KeyError:
             continue
         dispatch.register_kernel(case.op, "triton", replace(form, refuses=dispatch.always))
+        limit = case.spills
         # One type for each target, where a row has both: all of them on all would take minutes more.
         dtype = torch.bfloat16 if arch >= 90 and torch.bfloat16 in case.dtypes else torch.float32
         for options in case.variants:

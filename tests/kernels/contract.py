@@ -41,6 +41,7 @@ class Case:
         interpreted: The longest sequence that Triton's interpreter gets through in seconds; 0 leaves the row to GPUs
             and to tests beside the contract.
         calls: How many registered ops one call runs.
+        spills: Bytes of registers that a compiled kernel may put into memory.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     mistakes: Sequence[tuple[str, Callable[[Tensors], dict[str, Any]], type[Exception], str]] = field(default=())
     interpreted: int = 1000
     calls: int = 1
+    spills: int = 64
 
     def draw(self, length: int, *, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensors:
         """Return inputs in ``dtype`` (complex ones in its complex companion), the state in the state's dtype."""

@@ -119,4 +119,4 @@ def test_triton_kernels_compile_for_a_gpu(arch: int) -> None:
     pytest.importorskip("triton.backends.nvidia")
     kernels = [json.loads(line) for line in _python("-m", "tests.kernels.aot", str(arch), timeout=500).splitlines()]
     assert len(kernels) >= 2 * len({case.op for case in CASES.values()})
-    assert {k["key"]: k["spills"] for k in kernels if k["spills"] > 64} == {}
+    assert {k["key"]: k["spills"] for k in kernels if k["spills"] > k["limit"]} == {}

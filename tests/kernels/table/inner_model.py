@@ -92,6 +92,8 @@ CASES = (
         variants=({}, {"mini_batch": 4}),
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         interpreted=17,
+        # The backward pass holds four matrices and the tiles of a mini-batch, each float32 product split in three.
+        spills=512,
     ),
     Case(
         name="ttt_linear-small",
@@ -104,5 +106,6 @@ CASES = (
         variants=({"mini_batch": 2},),
         dtypes=(torch.float32, torch.float64),
         interpreted=0,
+        spills=512,
     ),
 )
