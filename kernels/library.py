@@ -97,30 +97,28 @@ def define_op(
         forward, backward, lambda *args: call(*args), saved, differentiable, twice, frozenset(batched), extras
     )
 
-    def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        return function.apply(*args[:-2], True, args[-1]) if extras else function.apply(*args)
-
     def run_autograd(*args: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             for i in differentiable:
                 if args[i] is not None and args[i].requires_grad:
-                    return apply(ordinary, args)
+                    return ordinary(*args)
         return forward(*args)
 
-    _library.impl(name, run_forward, "CompositeExplicitAutograd")
-    _library.impl(f"{name}_backward", run_backward, "CompositeExplicitAutograd")
+    for suffix, run, mapped, shapes in (
+        ("", run_forward, partial(_fold, forward_op, frozenset(batched)), fake),
+        ("_backward", run_backward, partial(_each, backward_op), fake_backward),
+    ):
+        _library.impl(f"{name}{suffix}", run, "CompositeExplicitAutograd")
+        torch.library.register_vmap(f"scanweave::{name}{suffix}", mapped, lib=_library)
+        torch.library.register_fake(f"scanweave::{name}{suffix}", shapes, lib=_library)
     _library.impl(name, run_autograd, "Autograd")
-    torch.library.register_vmap(f"scanweave::{name}", partial(_fold, forward_op, frozenset(batched)), lib=_library)
-    torch.library.register_vmap(f"scanweave::{name}_backward", partial(_each, backward_op), lib=_library)
-    torch.library.register_fake(f"scanweave::{name}", fake, lib=_library)
-    torch.library.register_fake(f"scanweave::{name}_backward", fake_backward, lib=_library)
 
     def call(*args: Any) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
             return forward_op(*args)
         # torch.func.grad must meet the Function itself: below the dispatcher its levels are out of reach.
         if torch._C._are_functorch_transforms_active():
-            return apply(transformed, args)
+            return transformed(*args)
         # What the dispatcher would call first, without its trip through Python and back.
         return run_autograd(*args)
 
@@ -136,8 +134,8 @@ def _functions(
     twice: Callable[..., tuple[Tensor | None, ...]],
     batched: frozenset[int],
     extras: int,
-) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
-    """Return what autograd runs for an op: in ordinary calls, and under torch.func's transformations."""
+) -> tuple[Op, Op]:
+    """Return what runs an op under autograd: in ordinary calls, and under torch.func's transformations."""
 
     def remember(ctx: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         keep = saved(args, outputs)
@@ -188,7 +186,12 @@ def _functions(
         def vmap(info: Any, dims: Sequence[int | None], *args: Any) -> Any:
             return _fold(call, batched, info, dims, *args)
 
-    return Function, Transformed
+    def applied(function: type[torch.autograd.Function]) -> Op:
+        if not extras:
+            return function.apply
+        return lambda *args: function.apply(*args[:-2], True, args[-1])
+
+    return applied(Function), applied(Transformed)
 
 
 def gradients_of(
