@@ -10,28 +10,7 @@ from ..diagonal import diagonal_ssm
 from ..errors import ConfigError
 from ..parameters import log_uniform, undecayed, widen
 from ..registry import Mixer, State, register_mixer
-
-
-def hippo_normal(size: int) -> tuple[Tensor, Tensor]:
-    """Diagonalise the normal part of HiPPO-LegS.
-
-    ``A_nk = -1/2 [n = k] - sqrt((n + 1/2)(k + 1/2)) sign(n - k) [n != k] = V diag(Lambda) V^*``
-
-    Args:
-        size: Order of the matrix.
-
-    Returns:
-        Eigenvalues (size,) complex128, sorted by imaginary part, and eigenvectors (size, size) as columns.
-
-    Source:
-        Smith et al., S5 (2023), section 4.2 and appendix B.1.1.
-    """
-    root = (torch.arange(size, dtype=torch.float64) + 0.5).sqrt()
-    full = torch.outer(root, root)
-    skew = full.triu(1) - full.tril(-1)
-    # A skew-symmetric S has -iS Hermitian: real frequencies and orthonormal vectors.
-    frequency, vectors = torch.linalg.eigh(-1j * skew)
-    return torch.complex(torch.full_like(frequency, -0.5), frequency), vectors
+from ..ssm.hippo import hippo_normal
 
 
 @register_mixer("s5")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scanweave.core import ConfigError, create_mixer
-from scanweave.core.mixers.s5 import hippo_normal
+from scanweave.core.ssm.hippo import hippo_normal
 
 
 def draw(*shape):
