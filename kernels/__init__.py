@@ -1,5 +1,6 @@
 """Recurrences as pure functions on tensors: the floor that everything else stands on."""
 
+from .cell_scan import Cell, cell_scan, register_cell
 from .delta_rule import delta_rule
 from .dispatch import BACKENDS, BackendError, served_by, use_backend
 from .dplr_scan import dplr_scan
@@ -13,14 +14,17 @@ from .wkv4 import WKV4State, wkv4
 __all__ = [
     "BACKENDS",
     "BackendError",
+    "Cell",
     "MLSTMState",
     "TTTState",
     "WKV4State",
+    "cell_scan",
     "delta_rule",
     "dplr_scan",
     "gated_linear_attention",
     "linear_scan",
     "mlstm_scan",
+    "register_cell",
     "selective_scan",
     "served_by",
     "ttt_linear",

@@ -8,7 +8,7 @@ silence.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,13 +106,14 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def select(op: str, tensor: Tensor, backend: str | None = None) -> str:
+def select(op: str, tensor: Tensor, backend: str | None = None, unable: Mapping[str, str] | None = None) -> str:
     """Return the name of the backend that serves ``op`` on ``tensor``.
 
     Args:
         op: The op's public name.
         tensor: The op's first tensor: its device and dtype decide.
         backend: A name to force, or None to take :func:`use_backend`'s, the environment's, or the default order.
+        unable: By backend, why it cannot serve this call's options, whatever the tensor.
 
     Returns:
         One of :data:`BACKENDS`.
@@ -123,18 +124,22 @@ def select(op: str, tensor: Tensor, backend: str | None = None) -> str:
     kernels = _kernels[op]
     wanted = _check_name(backend, "backend=") if backend is not None else forced_backend()
     if wanted is not None:
-        reason = kernels[wanted].refuses(tensor) if wanted in kernels else "the op has no such form"
+        reason = _refusal(kernels[wanted], wanted, tensor, unable) if wanted in kernels else "the op has no such form"
         if reason:
             raise BackendError(
                 f"{op}: backend {wanted!r} cannot serve a {tensor.dtype} tensor on {tensor.device}: {reason}"
             )
         return wanted
-    return _default(kernels, tensor)
+    return _default(kernels, tensor, unable)
 
 
-def _default(kernels: dict[str, Kernel], tensor: Tensor) -> str:
+def _refusal(form: Kernel, name: str, tensor: Tensor, unable: Mapping[str, str] | None) -> Reason:
+    return form.refuses(tensor) or (unable.get(name) if unable else None)
+
+
+def _default(kernels: dict[str, Kernel], tensor: Tensor, unable: Mapping[str, str] | None = None) -> str:
     name = "cpu" if tensor.device.type == "cpu" else "triton"
-    return name if name in kernels and kernels[name].refuses(tensor) is None else "chunked"
+    return name if name in kernels and _refusal(kernels[name], name, tensor, unable) is None else "chunked"
 
 
 def served_by(

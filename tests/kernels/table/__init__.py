@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import average, diagonal, inner_model, matrix_state
+from . import average, cells, diagonal, inner_model, matrix_state
 
-CASES = {case.name: case for family in (average, diagonal, inner_model, matrix_state) for case in family.CASES}
+CASES = {case.name: case for family in (average, cells, diagonal, inner_model, matrix_state) for case in family.CASES}
