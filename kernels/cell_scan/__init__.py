@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_device, check_dtype, check_length, check_shape, state_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, Reason, always, register_kernel, select
 from ..library import define_op, gradients_of
-from . import chunked
+from . import chunked, cpu
 from .cells import Cell, find_cell, register_cell
 from .reference import cell_scan_reference
 
@@ -219,3 +220,4 @@ _op = define_op(
 )
 register_kernel(_OP, "reference", Kernel(cell_scan_reference, None, always))
 _serve("chunked", chunked, always)
+_serve("cpu", cpu, cpu_refuses, cpu.CELLS)

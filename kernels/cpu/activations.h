@@ -23,15 +23,18 @@ inline vec<float> at_most(vec<float> bound, vec<float> x) { return bound < x ? b
 // Decays are exponentials of products: `Power<T>::base(delta * (a * Power<T>::scale))` is exp(delta a).
 template <class T> struct Power;
 
-// 2^(n + r) for |r| <= 1/2 and n an integer that was rounded by adding `kRound`: a polynomial of degree 5 with 2^0 = 1
-// exactly, n added to its exponent.
+// 2^r + constant - 1 for |r| <= 1/2: a polynomial of degree 5 with 2^0 = 1 exactly.
+inline vec<float> power_series(vec<float> r, float constant) {
+  const vec<float> r2 = r * r;
+  const vec<float> low = r * 6.9314698e-1f + constant, middle = r * 5.550734e-2f + 2.4022242e-1f;
+  return ((r * 1.32647e-3f + 9.67151e-3f) * r2 + middle) * r2 + low;
+}
+
+// 2^(n + r) for |r| <= 1/2 and n an integer that was rounded by adding `kRound`, added to the exponent.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 inline vec<float> power_of_two(vec<float> rounded, vec<float> r) {
-  const vec<float> r2 = r * r;
-  const vec<float> low = r * 6.9314698e-1f + 1.0f, middle = r * 5.550734e-2f + 2.4022242e-1f;
-  const vec<float> p = ((r * 1.32647e-3f + 9.67151e-3f) * r2 + middle) * r2 + low;
   typedef Vec<float>::mask mask;
-  return (vec<float>)((mask)p + ((mask)rounded << 23));
+  return (vec<float>)((mask)power_series(r, 1.0f) + ((mask)rounded << 23));
 }
 
 template <> struct Power<float> {
@@ -78,6 +81,21 @@ template <class V> inline V softplus(V x) { return (x < 0 ? x - x : x) + log1p_u
 template <class V> inline V logistic(V x) {
   const V e = exp_minus_abs(x);
   return (x < 0 ? e : e - e + 1) / (e + 1);
+}
+
+// tanh, as (1 - e) / (1 + e) from e - 1 with e = exp(-2 |x|): no digits are lost where x is small.
+inline vec<float> vtanh(vec<float> x) {
+  typedef Vec<float>::mask mask;
+  const vec<float> y = at_least(splat(-40.0f), x < 0 ? x + x : x * -2.0f);
+  const vec<float> rounded = y * 1.44269504f + kRound, n = rounded - kRound;
+  const vec<float> below = power_series((y * 1.44269504f - n) + y * 1.925963e-8f, 0.0f);
+  const vec<float> scale = (vec<float>)(((mask)rounded << 23) + 0x3F800000);
+  const vec<float> less = scale * below + (scale - 1.0f), t = less / (less + 2.0f);
+  return x < 0 ? t : -t;
+}
+inline vec<double> vtanh(vec<double> x) {
+  for (int i = 0; i < width<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
 }
 
 }  // namespace scanweave

@@ -40,7 +40,7 @@ def instruction_sets() -> dict[str, list[str]]:
 def extensions() -> list[Extension]:
     """Return one extension per instruction set over every ``kernels/*/cpu.cpp``."""
     sources = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "kernels").glob("*/cpu.cpp"))
-    headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "kernels" / "cpu").glob("*.h"))
+    headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "kernels").glob("*/*.h"))
     openmp = [] if sys.platform == "darwin" else OPENMP  # Apple's compiler has none: one thread there
     return [
         Extension(
