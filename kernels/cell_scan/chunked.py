@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -30,6 +33,23 @@ def forward(
     return torch.stack(outputs, 1).to(wx.dtype), torch.stack(state, 1), chunks
 
 
+_AUTOGRAD = tuple(
+    getattr(torch._C.DispatchKey, name)
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
+)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Let autograd record inside an op: the dispatcher calls it with autograd shut off, and modes saw the op itself."""
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD:
+        exclude = exclude.remove(key)
+    guard = torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude)
+    with _disable_current_modes(), guard, torch.enable_grad():
+        yield
+
+
 def backward(
     R: Tensor,
     bias: Tensor | None,
@@ -44,23 +64,19 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of wx, of the initial state and of each step's recurrent product, which has wx's shape."""
     dtype = state_dtype(wx.dtype)
-    weights = R.to(dtype)
+    weights = R.detach().to(dtype)
     dstate = torch.zeros_like(initial) if dfinal is None else dfinal
     dwx, dproduct = [], []
     for chunk in reversed(range(before.shape[1])):
         part = slice(chunk * STEPS, (chunk + 1) * STEPS)
         starts, steps = None if reset is None else reset[:, part], wx[:, part].to(dtype)
         biases = torch.zeros_like(steps) if bias is None else bias.to(dtype).expand_as(steps)
-
-        def again(steps: Tensor, biases: Tensor, state: Tensor, starts: Tensor | None = starts) -> tuple[Tensor, ...]:
-            outputs, last = run(steps, weights, biases.unbind(1), state.unbind(1), starts, cell)
-            return torch.stack(outputs, 1), torch.stack(last, 1)
-
-        # The op stands for what it does: modes that watch or check ops saw it already.
-        with _disable_current_modes():
-            (outputs, _), pull = torch.func.vjp(again, steps, biases, before[:, chunk])
-            into = torch.zeros_like(outputs) if dy is None else dy[:, part].to(dtype)
-            one, two, dstate = pull((into, dstate))
+        with _recording():
+            leaves = [x.detach().requires_grad_() for x in (steps, biases, before[:, chunk])]
+            outputs, last = run(leaves[0], weights, leaves[1].unbind(1), leaves[2].unbind(1), starts, cell)
+            y_part = torch.stack(outputs, 1)
+            into = torch.zeros_like(y_part) if dy is None else dy[:, part].to(dtype)
+            one, two, dstate = torch.autograd.grad((y_part, torch.stack(last, 1)), leaves, (into, dstate))
         dwx.append(one)
         dproduct.append(two)
     return torch.cat(dwx[::-1], 1), dstate, torch.cat(dproduct[::-1], 1)
