@@ -145,6 +145,8 @@ class TaskCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if (model := self.spec.default_model) is not None:
+            parser.set_defaults({"model": {"class_path": f"{model.__module__}.{model.__qualname__}"}})
         parser.add_argument("--out", type=str | None, help="Run folder (default: runs/TASK/<time>).")
         parser.add_argument(
             "--ckpt_path", type=str | None, help="'last' or 'best' of the folder --out, or a checkpoint's path."

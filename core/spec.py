@@ -61,6 +61,7 @@ class TaskSpec:
         trainer_defaults: Defaults of Trainer arguments, e.g. ``{"max_epochs": 10}``.
         trusted: Further prefixes of class paths that a configuration may name, e.g. ``"mypackage."``.
         subclass_mode_data: Whether ``--data`` names a subclass of ``data_class``.
+        default_model: The class taken where ``--model`` is left out; None where it must be named.
     """
 
     name: str
@@ -71,3 +72,4 @@ class TaskSpec:
     trainer_defaults: Mapping[str, Any] = field(default_factory=dict)
     trusted: tuple[str, ...] = ()
     subclass_mode_data: bool = False
+    default_model: type[Task] | None = None

@@ -1,4 +1,4 @@
-"""The forecasters as sktime estimators, on the networks and the training of the command line."""
+"""The forecasters, the classifier and the regressor as sktime estimators, on the command line's networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 from .models import TPGN, Scan
 from .sktime_base import NetworkForecaster
+from .sktime_panel import ScanClassifier, ScanRegressor
 from .task import ForecastTask
+
+__all__ = ["ScanClassifier", "ScanForecaster", "ScanRegressor", "TPGNForecaster"]
 
 DEFAULT_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback
 from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 from torch import Tensor
 
@@ -24,6 +19,7 @@ from .data.spec import ForecastSpec
 from .data.windows import WindowArrays, WindowDataset
 from .quantiles import ConformalOffsets, at_levels, point_index
 from .task import ForecastTask
+from .training import seeded, train
 
 
 class NetworkForecaster(BaseForecaster):
@@ -90,7 +86,7 @@ class NetworkForecaster(BaseForecaster):
         values = np.concatenate((y.to_numpy(dtype=np.float64), known), axis=1)
         self.scaler_ = StandardScaler.fit(values, None, names, type(self).__name__)
         task = self._task()
-        with _seeded(self.random_state):
+        with seeded(self.random_state):
             task.set_context({"spec": self.spec_.to_dict()})
             task.build()
             self._train(task)
@@ -101,7 +97,7 @@ class NetworkForecaster(BaseForecaster):
         self._remember(_joined(self._past_y, y), None if X is None else _joined(self._past_X, X))
         if update_params:
             task = self._task()
-            with _seeded(self.random_state):
+            with seeded(self.random_state):
                 task.set_context({"spec": self.spec_.to_dict()})
                 task.build()
                 task.model.load_state_dict(self.network_.state_dict())
@@ -178,26 +174,9 @@ class NetworkForecaster(BaseForecaster):
 
         options: dict[str, Any] = {"collate_fn": WindowDataset.collate}
         seed = int(torch.randint(2**31, ()))
-        train = train_loader(windows(0, count - held), self.batch_size, seed=seed, drop_last=False, **options)
-        keeper = _KeepBest()
-        with _quiet():
-            trainer = pl.Trainer(
-                max_epochs=self.max_epochs,
-                accelerator=self.accelerator,
-                devices=1,
-                logger=False,
-                callbacks=[keeper],
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-            )
-            held_out = evaluation_loader(windows(count - held, held), self.batch_size, **options) if held else None
-            trainer.fit(task, train, held_out)
-        if keeper.state is not None:
-            task.load_state_dict(keeper.state)
-        task.cpu()
+        training = train_loader(windows(0, count - held), self.batch_size, seed=seed, drop_last=False, **options)
+        held_out = evaluation_loader(windows(count - held, held), self.batch_size, **options) if held else None
+        train(task, training, held_out, max_epochs=self.max_epochs, accelerator=self.accelerator)
         self.network_ = task.model.eval()
         self.offsets_: ConformalOffsets | None = task.offsets if self.quantiles else None
 
@@ -228,20 +207,6 @@ class NetworkForecaster(BaseForecaster):
         rows = rows[~rows.index.duplicated(keep="last")].sort_index()
         whole = past.append(future)
         return rows.reindex(whole, method="ffill")
-
-
-class _KeepBest(Callback):
-    """Keeps the weights of the epoch with the least validation loss in memory."""
-
-    def __init__(self) -> None:
-        self.best = float("inf")
-        self.state: dict[str, Tensor] | None = None
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        score = float(trainer.callback_metrics["val/loss"])
-        if score < self.best:
-            self.best = score
-            self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
 
 
 def _calendar(index: pd.Index) -> Calendar:
@@ -279,29 +244,3 @@ def _joined(before: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
         return new
     both = pd.concat((before[~before.index.isin(new.index)], new))
     return both.sort_index()
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a generator of this seed, and leave the global one as it was."""
-    with torch.random.fork_rng(devices=[]):
-        if seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's notes on devices and loaders to itself."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
-    finally:
-        logger.setLevel(level)

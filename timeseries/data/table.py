@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,14 @@ class Columns:
         return cls(values["time"], values["id"], targets, covariates, known)
 
 
-def load_table(source: str | Path | pd.DataFrame, options: ReadOptions) -> Table:
+def load_table(source: str | Path | pd.DataFrame, options: ReadOptions, texts: Sequence[str] = ()) -> Table:
     """Read a CSV file, or take a data frame, and find its time column.
 
     Args:
         source: Path of a CSV file, or a frame. A frame's index is its time column unless ``options.time`` names one, or
             the index merely counts the rows and a column is named like a time.
         options: How to read it.
+        texts: Further columns of a file that are text, whatever they look like.
 
     Returns:
         The table with at least one row; blank rows of a file are left out.
@@ -88,9 +89,10 @@ def load_table(source: str | Path | pd.DataFrame, options: ReadOptions) -> Table
     Raises:
         DataError: The file or the frame is no table with a header and rows.
     """
-    table = _from_frame(source, options) if isinstance(source, pd.DataFrame) else _from_file(Path(source), options)
+    is_frame = isinstance(source, pd.DataFrame)
+    table = _from_frame(source, options) if is_frame else _from_file(Path(source), options, texts)
     if table.frame.empty:
-        raise DataError(f"{table.name}: found a header and 0 data rows; expected at least lookback + horizon rows")
+        raise DataError(f"{table.name}: found a header and 0 data rows; expected rows of values")
     return table
 
 
@@ -112,14 +114,14 @@ def _from_frame(frame: pd.DataFrame, options: ReadOptions) -> Table:
     return table
 
 
-def _from_file(path: Path, options: ReadOptions) -> Table:
+def _from_file(path: Path, options: ReadOptions, further: Sequence[str]) -> Table:
     dialect = sniff(path, options)
     repeated = [name for i, name in enumerate(dialect.header) if name in dialect.header[:i]]
     if repeated:
         raise DataError(f"{path}: row 1: column {repeated[0]!r} stands there twice; names must differ")
     time = options.time or _guess_time(path, dialect.header)
     # Read as text: pandas would take 01.02.2020 for a number where the point groups thousands, and 007 for 7.
-    texts = [name for name in (time, options.id) if name is not None]
+    texts = [name for name in (time, options.id, *further) if name is not None]
     frame = _parse(path, dialect, texts)
     frame = _ungrouped(_without_unnamed(path, frame, keep=time), dialect, texts)
     table = Table(str(path), frame, time, 2)

@@ -1,0 +1,16 @@
+"""``scanweave classify-series``."""
+
+from __future__ import annotations
+
+from ...core.spec import TaskSpec
+from .module import PanelData
+from .task import ScanClassification
+
+CLASSIFY_SERIES = TaskSpec(
+    name="classify-series",
+    help="Give whole series a class each, from .ts or CSV files.",
+    module_class=ScanClassification,
+    data_class=PanelData,
+    default_model=ScanClassification,
+    trainer_defaults={"max_epochs": 50, "gradient_clip_val": 1.0},
+)
