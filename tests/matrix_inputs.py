@@ -114,3 +114,13 @@ def channels(g: torch.Generator, shape: Shape) -> Tensors:
     size = heads * width
     k, v = normal(g, 2, batch, length, size)
     return {"k": k, "v": v, "w": normal(g, size).exp(), "u": normal(g, size)}
+
+
+def cell(g: torch.Generator, shape: Shape, gates: int = 4) -> Tensors:
+    """Return the tensors of a recurrent cell."""
+    batch, length, heads, width = shape
+    return {
+        "wx": normal(g, batch, length, heads, gates, width),
+        "R": normal(g, heads, gates, width, width) / (2 * width**0.5),
+        "bias": normal(g, heads, gates, width),
+    }

@@ -162,3 +162,33 @@ def wkv4() -> Peer:
     """transformers' loop for RWKV-4."""
     run = find("transformers.models.rwkv.modeling_rwkv", "rwkv_linear_attention_cpu")
     return lambda k, v, w, u: run(w.log(), u, k, v)[0]
+
+
+def flashrnn(cell: str, backend: str = "vanilla") -> Peer:
+    """FlashRNN's loop; ``vanilla_fwbw`` has a backward pass of its own."""
+    run = find("flashrnn", "flashrnn")
+
+    def call(wx: Tensor, R: Tensor, bias: Tensor) -> Tensor:
+        if cell == "gru":
+            # The gates of its recurrent product: what the reset gate scales, reset, update; a bias of wx's own last.
+            R, bias = R[:, [2, 0, 1]], torch.cat([bias[:, [2, 0, 1]], torch.zeros_like(bias[:, :1])], 1)
+        gates_first = wx.transpose(2, 3), R.transpose(0, 1), bias.transpose(0, 1)
+        # The states come first, and h is the first of them.
+        return run(*gates_first, function=cell, backend=backend, dtype="float32")[0][0]
+
+    return call
+
+
+def xlstm_slstm() -> Peer:
+    """xlstm's own loop for the sLSTM."""
+    run = find("xlstm.blocks.slstm.src.vanilla", "slstm_forward")
+    step = find("xlstm.blocks.slstm.src.vanilla.slstm", "slstm_forward_pointwise")
+
+    def call(wx: Tensor, R: Tensor, bias: Tensor) -> Tensor:
+        batch, _, heads, _, width = wx.shape
+        gates = wx.permute(1, 0, 3, 2, 4).flatten(2)
+        state = wx.new_zeros(4, batch, heads * width)
+        states = run(gates, state, R.flatten(1, 2), bias.transpose(0, 1).flatten(), step)[0]
+        return states[0, 1:].transpose(0, 1).unflatten(2, (heads, width))
+
+    return call

@@ -121,7 +121,7 @@ def _state(cell: Cell, wx: Tensor, given: tuple[Tensor, ...] | None) -> Tensor:
     if given is None:
         return wx.new_zeros((batch, len(names), heads, size), dtype=dtype)
     if not isinstance(given, tuple) or len(given) != len(names):
-        found = f"{len(given)} tensors" if isinstance(given, tuple) else type(given).__name__
+        found = f"tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
         raise TypeError(f"{_OP}: initial_state is a {found}, expected a tuple of {cell.name}'s {', '.join(names)}")
     for field, part in zip(names, given, strict=True):
         name = f"initial_state {field!r}"

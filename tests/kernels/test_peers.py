@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from scanweave.kernels import delta_rule, dplr_scan, gated_linear_attention, mlstm_scan, ttt_linear, wkv4
+from scanweave.kernels import cell_scan, delta_rule, dplr_scan, gated_linear_attention, mlstm_scan, ttt_linear, wkv4
 from tests import matrix_inputs as inputs
 from tests import peers
 
@@ -48,6 +49,23 @@ CASES: dict[str, tuple[Op, Draw, Callable[[], peers.Peer], frozenset[str] | None
     "rwkv7-fla": (dplr_scan, inputs.goose, peers.dplr, frozenset()),
     "rwkv7-fla-chunked": (dplr_scan, inputs.goose, peers.dplr_chunked, frozenset()),
     "rwkv4-transformers": (wkv4, inputs.channels, peers.wkv4, frozenset()),
+    **{
+        f"{cell}-flashrnn{suffix}": (
+            partial(cell_scan, cell=cell),
+            partial(inputs.cell, gates=gates),
+            partial(peers.flashrnn, cell, f"vanilla{suffix}"),
+            frozenset(),
+        )
+        for cell, gates, suffix in (
+            ("elman", 1, ""),
+            ("lstm", 4, ""),
+            ("gru", 3, ""),
+            ("slstm", 4, ""),
+            ("lstm", 4, "_fwbw"),
+            ("slstm", 4, "_fwbw"),
+        )
+    },
+    "slstm-xlstm": (partial(cell_scan, cell="slstm"), inputs.cell, peers.xlstm_slstm, frozenset()),
     # The output is not compared, and the peer reads one step size of a mini-batch.
     "ttt-fla": (_trained, inputs.inner_model, peers.ttt_state, frozenset({"q", "eta"})),
 }
