@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from ...core.spec import TaskSpec
+from . import task
 from .module import PanelData
 from .task import ScanClassification
+
+
+def classifiers() -> list[str]:
+    """Return the names that ``scanweave classify-series fit --model`` takes."""
+    found = vars(task).values()
+    return [one.__name__ for one in found if isinstance(one, type) and issubclass(one, ScanClassification)]
+
 
 CLASSIFY_SERIES = TaskSpec(
     name="classify-series",
