@@ -44,7 +44,7 @@ class H3(Mixer):
         self,
         dim: int,
         d_state: int = 64,
-        d_shift: int = 64,
+        d_shift: int = 8,
         head_dim: int = 1,
         init: Init = "lin",
         method: Method = "zoh",

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..conv import causal_conv1d
 from .system import System, block_length
 
-RESTART_BLOCK = 32  # steps that are convolved tap by tap where sequences restart
+RESTART_BLOCK = 16  # at most so many steps are convolved tap by tap where sequences restart
 
 
 def fast_length(least: int) -> int:
@@ -61,11 +61,13 @@ def run_system(system: System, u: Tensor, state: Tensor, reset: Tensor | None) -
         if u.shape[1] == 1:
             y, last = _step(system, u[:, 0].T, carried, reset)
             return y.T.unsqueeze(1), last.permute(2, 0, 1)
-        block = block_length(u.shape[1]) if reset is None else RESTART_BLOCK
+        block = block_length(u.shape[1])
+        if reset is not None:
+            block = min(block, RESTART_BLOCK)
         states, last = _block_states(system, u, carried, reset, block)
         if reset is None:
             return _convolve(system, u, carried, block), last.permute(2, 0, 1)
-        return _convolve_blocks(system, u, states, reset), last.permute(2, 0, 1)
+        return _convolve_blocks(system, u, states, reset, block), last.permute(2, 0, 1)
 
 
 def _step(system: System, u: Tensor, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -125,16 +127,16 @@ def _convolve(system: System, u: Tensor, state: Tensor, block: int) -> Tensor:
     return (y + _respond(system, free, block).flatten(2)[..., :length]).permute(1, 2, 0)
 
 
-def _convolve_blocks(system: System, u: Tensor, states: Tensor, reset: Tensor) -> Tensor:
+def _convolve_blocks(system: System, u: Tensor, states: Tensor, reset: Tensor, block: int) -> Tensor:
     batch, length, channels = u.shape
     count = states.shape[-1]
-    missing = count * RESTART_BLOCK - length
-    shape = (batch * count, RESTART_BLOCK)
+    missing = count * block - length
+    shape = (batch * count, block)
     blocks = F.pad(u, (0, 0, 0, missing)).reshape(*shape, channels)
     starts = F.pad(reset, (0, missing)).reshape(shape)
-    nothing = u.new_zeros(len(blocks), RESTART_BLOCK - 1, channels)
-    taps = system.kernel(RESTART_BLOCK).to(u.dtype).flip(1)
+    nothing = u.new_zeros(len(blocks), block - 1, channels)
+    taps = system.kernel(block).to(u.dtype).flip(1)
     y, _ = causal_conv1d(blocks, taps, None, nothing, starts)
     seen = (starts.cumsum(1) == 0).unsqueeze(-1)
-    carried = _respond(system, states, RESTART_BLOCK).permute(1, 2, 3, 0).reshape(y.shape)
+    carried = _respond(system, states, block).permute(1, 2, 3, 0).reshape(y.shape)
     return (y + seen * carried).reshape(batch, -1, channels)[:, :length]

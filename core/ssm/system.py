@@ -27,6 +27,7 @@ class System(ABC):
 
     def __init__(self, B: Tensor, C: Tensor) -> None:
         self.B, self.C = B, C
+        self._columns: dict[int, Tensor] = {}
 
     @abstractmethod
     def advance(self, x: Tensor, steps: int, transposed: bool = False) -> Tensor:
@@ -61,7 +62,9 @@ class System(ABC):
 
     def columns(self, count: int) -> Tensor:
         """Return ``A^i B`` for i = 0..count-1, (C, S, count): what an input of 1 leaves after i steps."""
-        return self.orbit(self.B, 1, count)
+        if count not in self._columns:
+            self._columns[count] = self.orbit(self.B, 1, count)
+        return self._columns[count]
 
     def rows(self, count: int) -> Tensor:
         """Return ``C A^(i + 1)`` for i = 0..count-1, (C, S, count): what a state is seen as i + 1 steps on."""
@@ -134,24 +137,43 @@ class Diagonal(System):
     def __init__(self, log_decay: Tensor, B: Tensor, C: Tensor) -> None:
         super().__init__(interleave(B), 2 * interleave(C.conj()))
         self.log_decay = log_decay
+        self._tables: dict[tuple[int, int, int], Tensor] = {}
 
     def advance(self, x: Tensor, steps: int, transposed: bool = False) -> Tensor:
-        """Multiply by the powers; the transpose's are the conjugates."""
-        decay = (steps * self.log_decay).exp().reshape(*self.log_decay.shape, *[1] * (x.dim() - 2))
-        a, b = decay.real.to(x.dtype), decay.imag.to(x.dtype)
-        if transposed:
-            b = -b
-        real, imaginary = x.unflatten(1, (-1, 2)).unbind(2)
-        return torch.stack([a * real - b * imaginary, a * imaginary + b * real], 2).flatten(1, 2)
+        """Multiply by one power; the transpose's are the conjugates."""
+        return self._multiply(x, self._powers(steps, 1, first=steps)[..., 0], transposed)
+
+    def orbit(self, x: Tensor, stride: int, count: int, transposed: bool = False) -> Tensor:
+        """Multiply by a table of powers."""
+        return self._multiply(x.unsqueeze(-1), self._powers(stride, count), transposed)
 
     def scan(self, drive: Tensor, initial: Tensor, steps: int, broken: Tensor | None) -> Tensor:
         """Run the elementwise recurrence over the states."""
         channels, features, batch, _ = drive.shape
         inputs = deinterleave(drive).permute(2, 3, 0, 1)
-        decay = (steps * self.log_decay).exp().to(inputs.dtype)
+        decay = self._powers(steps, 1, first=steps)[..., 0].to(inputs.dtype)
         start = deinterleave(initial).permute(2, 0, 1)
         states, _ = linear_scan(decay, inputs, initial_state=start, reset=broken)
         return interleave(states.permute(2, 3, 0, 1)).reshape(channels, features, batch, -1)
+
+    def _powers(self, stride: int, count: int, first: int = 0) -> Tensor:
+        """Return ``A^(first + stride j)`` for j = 0..count-1, (C, N, count) complex."""
+        key = (stride, count, first)
+        if key not in self._tables:
+            rate, phase = self.log_decay.real.unsqueeze(-1), self.log_decay.imag.unsqueeze(-1)
+            times = first + stride * torch.arange(count, dtype=rate.dtype, device=rate.device)
+            # Real functions are vectorised; the complex exponential is not.
+            size, angle = (rate * times).exp(), phase * times
+            self._tables[key] = torch.complex(size * angle.cos(), size * angle.sin())
+        return self._tables[key]
+
+    def _multiply(self, x: Tensor, powers: Tensor, transposed: bool) -> Tensor:
+        """Multiply x (C, 2 N, ...) by powers (C, N) or (C, N, count), which meet its first and last axes."""
+        z = deinterleave(x)
+        while powers.dim() < z.dim():
+            powers = powers.unsqueeze(2)
+        powers = powers.to(z.dtype)
+        return interleave(z * (powers.conj() if transposed else powers))
 
 
 class Dense(System):
