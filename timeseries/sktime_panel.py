@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from sktime.classification.base import BaseClassifier
 from sktime.regression.base import BaseRegressor
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..core.errors import ConfigError
 from ..core.sampler import evaluation_loader, train_loader
@@ -36,23 +37,44 @@ _TAGS: dict[str, Any] = {
 class _PanelEstimator:
     """What classifier and regressor share: one training on padded batches, and batches to predict."""
 
-    mixer: str
-    depth: int
-    width: int
-    patch: int
-    stride: int
-    bidirectional: bool
-    norm: bool
-    dropout: float
-    max_epochs: int
-    min_steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    validation: float
-    patience: int | None
-    accelerator: str
-    random_state: int | None
+    def __init__(
+        self,
+        mixer: str = "mamba",
+        depth: int = 2,
+        width: int = 64,
+        patch: int = 16,
+        stride: int = 4,
+        bidirectional: bool = True,
+        norm: bool = False,
+        dropout: float = 0.1,
+        max_epochs: int = 50,
+        min_steps: int = 300,
+        batch_size: int = 16,
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        validation: float = 0.0,
+        patience: int | None = None,
+        accelerator: str = "cpu",
+        random_state: int | None = 0,
+    ) -> None:
+        self.mixer = mixer
+        self.depth = depth
+        self.width = width
+        self.patch = patch
+        self.stride = stride
+        self.bidirectional = bidirectional
+        self.norm = norm
+        self.dropout = dropout
+        self.max_epochs = max_epochs
+        self.min_steps = min_steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.validation = validation
+        self.patience = patience
+        self.accelerator = accelerator
+        self.random_state = random_state
+        super().__init__()
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -73,8 +95,10 @@ class _PanelEstimator:
                 rest, held = held_out(labels, self.validation, seed)
             batches = -(-len(rest) // self.batch_size)
             epochs = max(self.max_epochs, -(-self.min_steps // batches))
-            training = train_loader(_Some(data, rest), self.batch_size, seed=seed, drop_last=False, collate_fn=collate)
-            validation = evaluation_loader(_Some(data, held), 64, collate_fn=collate) if len(held) else None
+            training = train_loader(
+                Subset(data, rest.tolist()), self.batch_size, seed=seed, drop_last=False, collate_fn=collate
+            )
+            validation = evaluation_loader(Subset(data, held.tolist()), 64, collate_fn=collate) if len(held) else None
             train(
                 task,
                 training,
@@ -105,19 +129,6 @@ class _PanelEstimator:
             for batch in evaluation_loader(data, 64, collate_fn=collate)
         ]
         return torch.cat(found).double()
-
-
-class _Some:
-    """Some samples of a data set."""
-
-    def __init__(self, data: PanelDataset, which: np.ndarray) -> None:
-        self.data, self.which = data, which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.data[int(self.which[index])]
 
 
 def _arrays(X: list[pd.DataFrame]) -> list[np.ndarray]:
@@ -162,8 +173,6 @@ class ScanClassifier(_PanelEstimator, BaseClassifier):
         Share of the series of each class that choose the epoch; 0 trains on all of them to the end.
     patience : int or None, default=None
         Epochs without a better validation loss after which training stops; needs ``validation``.
-    class_weights : {"none", "balanced"}, default="none"
-        Whether the loss weighs classes by the inverse of their share.
     accelerator : str, default="cpu"
         As Lightning's Trainer takes it: "cpu", "gpu", "auto".
     random_state : int or None, default=0
@@ -183,50 +192,9 @@ class ScanClassifier(_PanelEstimator, BaseClassifier):
 
     _tags: ClassVar = {**_TAGS, "capability:predict_proba": True}
 
-    def __init__(
-        self,
-        mixer: str = "mamba",
-        depth: int = 2,
-        width: int = 64,
-        patch: int = 16,
-        stride: int = 4,
-        bidirectional: bool = True,
-        norm: bool = False,
-        dropout: float = 0.1,
-        max_epochs: int = 50,
-        min_steps: int = 300,
-        batch_size: int = 16,
-        lr: float = 3e-3,
-        weight_decay: float = 0.01,
-        validation: float = 0.0,
-        patience: int | None = None,
-        class_weights: str = "none",
-        accelerator: str = "cpu",
-        random_state: int | None = 0,
-    ) -> None:
-        self.mixer = mixer
-        self.depth = depth
-        self.width = width
-        self.patch = patch
-        self.stride = stride
-        self.bidirectional = bidirectional
-        self.norm = norm
-        self.dropout = dropout
-        self.max_epochs = max_epochs
-        self.min_steps = min_steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.validation = validation
-        self.patience = patience
-        self.class_weights = class_weights
-        self.accelerator = accelerator
-        self.random_state = random_state
-        super().__init__()
-
     def _fit(self, X: list[pd.DataFrame], y: np.ndarray) -> ScanClassifier:
         numbers = np.array([self._class_dictionary[label] for label in y])
-        task = ScanClassification(class_weights=self.class_weights, **self._options)
+        task = ScanClassification(**self._options)
         task.set_context(
             {
                 "channels": X[0].shape[1],
@@ -303,45 +271,6 @@ class ScanRegressor(_PanelEstimator, BaseRegressor):
     """
 
     _tags: ClassVar = _TAGS
-
-    def __init__(
-        self,
-        mixer: str = "mamba",
-        depth: int = 2,
-        width: int = 64,
-        patch: int = 16,
-        stride: int = 4,
-        bidirectional: bool = True,
-        norm: bool = False,
-        dropout: float = 0.1,
-        max_epochs: int = 50,
-        min_steps: int = 300,
-        batch_size: int = 16,
-        lr: float = 3e-3,
-        weight_decay: float = 0.01,
-        validation: float = 0.0,
-        patience: int | None = None,
-        accelerator: str = "cpu",
-        random_state: int | None = 0,
-    ) -> None:
-        self.mixer = mixer
-        self.depth = depth
-        self.width = width
-        self.patch = patch
-        self.stride = stride
-        self.bidirectional = bidirectional
-        self.norm = norm
-        self.dropout = dropout
-        self.max_epochs = max_epochs
-        self.min_steps = min_steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.validation = validation
-        self.patience = patience
-        self.accelerator = accelerator
-        self.random_state = random_state
-        super().__init__()
 
     def _fit(self, X: list[pd.DataFrame], y: np.ndarray) -> ScanRegressor:
         values = np.asarray(y, dtype=np.float64)

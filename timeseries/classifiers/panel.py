@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 
 from ..data.scaling import StandardScaler
 
@@ -62,7 +63,7 @@ def fit_scaler(series: Sequence[np.ndarray], channels: Sequence[str], source: st
     return StandardScaler.fit(np.concatenate(series), None, channels, source)
 
 
-class PanelDataset:
+class PanelDataset(Dataset[dict[str, Any]]):
     """Scaled series and their targets, indexed by number.
 
     A sample holds ``series`` (L, D) float32 with 0 at missing places, ``observed`` (L, D) bool where any value of the

@@ -89,8 +89,10 @@ def load_table(source: str | Path | pd.DataFrame, options: ReadOptions, texts: S
     Raises:
         DataError: The file or the frame is no table with a header and rows.
     """
-    is_frame = isinstance(source, pd.DataFrame)
-    table = _from_frame(source, options) if is_frame else _from_file(Path(source), options, texts)
+    if isinstance(source, pd.DataFrame):
+        table = _from_frame(source, options)
+    else:
+        table = _from_file(Path(source), options, texts)
     if table.frame.empty:
         raise DataError(f"{table.name}: found a header and 0 data rows; expected rows of values")
     return table
