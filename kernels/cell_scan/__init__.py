@@ -44,8 +44,8 @@ def cell_scan(
       ``f = exp(f~)``.
     - what :func:`register_cell` was given.
 
-    Gates stand in torch.nn.LSTM's and torch.nn.GRU's order, so that ``weight_hh`` of width D, viewed as (1, G, D, D), is
-    R of one head.
+    Gates stand in torch.nn.LSTM's and torch.nn.GRU's order: ``weight_hh`` of width D, viewed as (1, G, D, D), is R of
+    one head.
 
     Args:
         wx: Gates' pre-activations from the input, ``W x_t`` and its bias, (B, L, H, G, D) float32, float64, bfloat16 or
@@ -101,7 +101,9 @@ def _check(cell: Cell, wx: Tensor, R: Tensor, bias: Tensor | None, reset: Tensor
     gates = len(cell.gates)
     if wx.dim() != 5 or wx.shape[3] != gates:
         names = f"the {cell.name} cell's gates {', '.join(cell.gates)}"
-        raise ValueError(f"{_OP}: wx has shape {tuple(wx.shape)}, expected (B, L, H, {gates}, D) with {names} on axis 3")
+        raise ValueError(
+            f"{_OP}: wx has shape {tuple(wx.shape)}, expected (B, L, H, {gates}, D) with {names} on axis 3"
+        )
     check_length(_OP, "wx", wx)
     heads, size, dtypes = wx.shape[2], wx.shape[4], (state_dtype(wx.dtype), wx.dtype)
     check_dtype(_OP, "R", R, dtypes)

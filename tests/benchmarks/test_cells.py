@@ -49,7 +49,9 @@ def _layers(cell: str) -> dict[str, Callable[[Tensor], Tensor]]:
     narrow = [LAYERS[cell](WIDTH, WIDTH, batch_first=True) for _ in range(HEADS)]
     wide = LAYERS[cell](HEADS * WIDTH, HEADS * WIDTH, batch_first=True)
     return {
-        LAYER: lambda x: torch.cat([layer(part)[0] for layer, part in zip(narrow, x.split(WIDTH, -1), strict=True)], -1),
+        LAYER: lambda x: torch.cat(
+            [layer(part)[0] for layer, part in zip(narrow, x.split(WIDTH, -1), strict=True)], -1
+        ),
         "torch.nn, one of all": lambda x: wide(x)[0],
     }
 
