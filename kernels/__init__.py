@@ -7,6 +7,7 @@ from .dplr_scan import dplr_scan
 from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
 from .mlstm_scan import MLSTMState, mlstm_scan
+from .plstm_scan import GridState, plstm_scan_2d
 from .selective_scan import selective_scan
 from .ttt_linear import TTTState, ttt_linear
 from .wkv4 import WKV4State, wkv4
@@ -15,6 +16,7 @@ __all__ = [
     "BACKENDS",
     "BackendError",
     "Cell",
+    "GridState",
     "MLSTMState",
     "TTTState",
     "WKV4State",
@@ -24,6 +26,7 @@ __all__ = [
     "gated_linear_attention",
     "linear_scan",
     "mlstm_scan",
+    "plstm_scan_2d",
     "register_cell",
     "selective_scan",
     "served_by",

@@ -7,12 +7,14 @@ as single nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import dispatch
 
@@ -192,6 +194,23 @@ def _functions(
         return lambda *args: function.apply(*args[:-2], True, args[-1])
 
     return applied(Function), applied(Transformed)
+
+
+_AUTOGRAD = tuple(
+    getattr(torch._C.DispatchKey, name)
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
+)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Let autograd record inside an op: the dispatcher calls it with autograd shut off, and modes saw the op itself."""
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD:
+        exclude = exclude.remove(key)
+    guard = torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude)
+    with _disable_current_modes(), guard, torch.enable_grad():
+        yield
 
 
 def gradients_of(

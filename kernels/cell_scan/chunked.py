@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ..checks import state_dtype
+from ..library import recording
 from .reference import run
 
 #: Steps between two saved states.
@@ -33,23 +30,6 @@ def forward(
     return torch.stack(outputs, 1).to(wx.dtype), torch.stack(state, 1), chunks
 
 
-_AUTOGRAD = tuple(
-    getattr(torch._C.DispatchKey, name)
-    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
-)
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Let autograd record inside an op: the dispatcher calls it with autograd shut off, and modes saw the op itself."""
-    exclude = torch._C._dispatch_tls_local_exclude_set()
-    for key in _AUTOGRAD:
-        exclude = exclude.remove(key)
-    guard = torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude)
-    with _disable_current_modes(), guard, torch.enable_grad():
-        yield
-
-
 def backward(
     R: Tensor,
     bias: Tensor | None,
@@ -71,7 +51,7 @@ def backward(
         part = slice(chunk * STEPS, (chunk + 1) * STEPS)
         starts, steps = None if reset is None else reset[:, part], wx[:, part].to(dtype)
         biases = torch.zeros_like(steps) if bias is None else bias.to(dtype).expand_as(steps)
-        with _recording():
+        with recording():
             leaves = [x.detach().requires_grad_() for x in (steps, biases, before[:, chunk])]
             outputs, last = run(leaves[0], weights, leaves[1].unbind(1), leaves[2].unbind(1), starts, cell)
             y_part = torch.stack(outputs, 1)

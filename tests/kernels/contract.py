@@ -42,6 +42,7 @@ class Case:
             and to tests beside the contract.
         calls: How many registered ops one call runs.
         spills: Bytes of registers that a compiled kernel may put into memory.
+        restarts: Whether ``reset`` is the op's own; a gate of 0 in its place would let NaN through.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Case:
     interpreted: int = 1000
     calls: int = 1
     spills: int = 64
+    restarts: bool = True
 
     def draw(self, length: int, *, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensors:
         """Return inputs in ``dtype`` (complex ones in its complex companion), the state in the state's dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from . import average, cells, diagonal, inner_model, matrix_state
+from . import average, cells, diagonal, grid, inner_model, matrix_state
 
-CASES = {case.name: case for family in (average, cells, diagonal, inner_model, matrix_state) for case in family.CASES}
+FAMILIES = (average, cells, diagonal, grid, inner_model, matrix_state)
+CASES = {case.name: case for family in FAMILIES for case in family.CASES}

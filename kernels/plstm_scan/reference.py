@@ -1,0 +1,70 @@
+"""plstm_scan's definition on a grid: states on the edges, node by node."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import state_dtype
+
+
+def plstm_grid_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    left: Tensor | None,
+    top: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Send matrix states right and down over a grid, node by node.
+
+    Node (x, y) takes ``L``, the state of the edge from its left, and ``U``, that of the edge from above, and has
+
+    ``o = scale * (M_l L + M_u U + D k v^T)^T q``
+    ``C_right = T_rl L + T_ru U + S_r k v^T``
+    ``C_down = T_dl L + T_du U + S_d k v^T``
+
+    Args:
+        q: Queries (B, X, Y, H, K).
+        k: Keys (B, X, Y, H, K).
+        v: Values (B, X, Y, H, V).
+        source: S, (B, X, Y, H, 2): into the edge to the right, and down.
+        transition: T, (B, X, Y, H, 2, 2): to the right and down, by from the left and from above.
+        mark: M, (B, X, Y, H, 2): from the left, and from above.
+        direct: D, (B, X, Y, H).
+        left: States of the edges into the first column (B, X, H, K, V); zero if None.
+        top: States of the edges into the first row (B, Y, H, K, V); zero if None.
+        scale: Factor of the output.
+
+    Returns:
+        o (B, X, Y, H, V) in q's dtype, the states of the edges out of the last column (B, X, H, K, V) and out of the
+        last row (B, Y, H, K, V).
+
+    Source:
+        Pöppel et al., pLSTM: parallelizable linear source transition mark networks (2025), section 3.
+    """
+    dtype = state_dtype(q.dtype)
+    batch, rows, columns, heads, keys = q.shape
+    q, k, v, source, transition, mark, direct = (x.to(dtype) for x in (q, k, v, source, transition, mark, direct))
+    zero = q.new_zeros((batch, heads, keys, v.shape[-1]))
+    down = [zero] * columns if top is None else list(top.unbind(1))
+    outputs, right = [], []
+    for x in range(rows):
+        along = zero if left is None else left[:, x]
+        for y in range(columns):
+            node = (slice(None), x, y)
+            kv = k[node].unsqueeze(-1) * v[node].unsqueeze(-2)
+            s, t, m = (gate[node][..., None, None] for gate in (source, transition, mark))
+            above = down[y]
+            read = m[..., 0, :, :] * along + m[..., 1, :, :] * above + direct[node][..., None, None] * kv
+            outputs.append(scale * (read * q[node].unsqueeze(-1)).sum(-2))
+            along, down[y] = (
+                t[..., out, 0, :, :] * along + t[..., out, 1, :, :] * above + s[..., out, :, :] * kv for out in (0, 1)
+            )
+        right.append(along)
+    o = torch.stack(outputs, 1).unflatten(1, (rows, columns))
+    return o.to(q.dtype), torch.stack(right, 1), torch.stack(down, 1)
