@@ -39,7 +39,7 @@ def run_system(system: System, u: Tensor, state: Tensor, reset: Tensor | None) -
     """Run a system over a sequence, or over the next part of one.
 
     ``y_t = sum_{l<=t} K_l u_{t-l} + C A^(t+1) x_{-1}``: the sum by FFT, the carried state by products with powers of A
-    up to the root of the length. With ``reset`` the sum goes over short blocks, tap by tap, and the states between
+    within a block and between blocks. With ``reset`` the sum goes over short blocks, tap by tap, and the states between
     them through :meth:`.System.scan`. Nothing of the size of all states is made. Autocast is off in here.
 
     Args:
@@ -61,9 +61,10 @@ def run_system(system: System, u: Tensor, state: Tensor, reset: Tensor | None) -
         if u.shape[1] == 1:
             y, last = _step(system, u[:, 0].T, carried, reset)
             return y.T.unsqueeze(1), last.permute(2, 0, 1)
-        block = block_length(u.shape[1])
+        length = int(u.shape[1])  # a compiler would take it for a variable, which has no bits to count
+        block = block_length(length)
         if reset is not None:
-            block = min(block, RESTART_BLOCK)
+            block = min(RESTART_BLOCK, -(-block // 4))
         states, last = _block_states(system, u, carried, reset, block)
         if reset is None:
             return _convolve(system, u, carried, block), last.permute(2, 0, 1)
@@ -120,7 +121,7 @@ def _respond(system: System, states: Tensor, block: int) -> Tensor:
 
 
 def _convolve(system: System, u: Tensor, state: Tensor, block: int) -> Tensor:
-    length = u.shape[1]
+    length = int(u.shape[1])
     kernel = system.kernel(length).to(u.dtype)
     free = system.orbit(state, block, -(-length // block))
     y = causal_convolution(u.permute(2, 0, 1).contiguous(), kernel)

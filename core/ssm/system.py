@@ -42,19 +42,20 @@ class System(ABC):
             x's shape and dtype.
         """
 
-    def orbit(self, x: Tensor, stride: int, count: int, transposed: bool = False) -> Tensor:
-        """Return ``A^(stride j) x`` for j = 0..count-1, by doubling.
+    def orbit(self, x: Tensor, stride: int, count: int, first: int = 0, transposed: bool = False) -> Tensor:
+        """Return ``A^(first + stride j) x`` for j = 0..count-1, by doubling.
 
         Args:
             x: (C, S, ...).
             stride: Steps between two powers.
             count: How many.
+            first: The first power.
             transposed: Whether to use A's transpose.
 
         Returns:
             (C, S, ..., count).
         """
-        powers = x.unsqueeze(-1)
+        powers = (self.advance(x, first, transposed) if first else x).unsqueeze(-1)
         while (known := powers.shape[-1]) < count:
             more = self.advance(powers[..., : count - known], stride * known, transposed)
             powers = torch.cat([powers, more], -1)
@@ -68,13 +69,13 @@ class System(ABC):
 
     def rows(self, count: int) -> Tensor:
         """Return ``C A^(i + 1)`` for i = 0..count-1, (C, S, count): what a state is seen as i + 1 steps on."""
-        return self.orbit(self.advance(self.C, 1, transposed=True), 1, count, transposed=True)
+        return self.orbit(self.C, 1, count, first=1, transposed=True)
 
     def kernel(self, length: int) -> Tensor:
         """Return the impulse response ``K_l = C A^l B``, l = 0..length-1, (C, length).
 
-        Powers up to about the root of the length times powers of that root: one product of (length / q, S) with
-        (S, q), and nothing of size S * length.
+        Powers up to a block of q times powers of that block: one product of (length / q, S) with (S, q), and nothing
+        of size S * length.
         """
         stride = block_length(length)
         rows = self.orbit(self.C, stride, -(-length // stride), transposed=True)
@@ -119,8 +120,11 @@ class System(ABC):
 
 
 def block_length(length: int) -> int:
-    """Return a power of two near the root of a length."""
-    return 1 << (length.bit_length() // 2)
+    """Return into how long blocks a length is cut: a power of two, about four times the root.
+
+    The longer the blocks, the fewer states between them, which every sequence of a batch has for itself.
+    """
+    return min(length, 4 << (length.bit_length() // 2))
 
 
 class Diagonal(System):
@@ -141,17 +145,19 @@ class Diagonal(System):
 
     def advance(self, x: Tensor, steps: int, transposed: bool = False) -> Tensor:
         """Multiply by one power; the transpose's are the conjugates."""
-        return self._multiply(x, self._powers(steps, 1, first=steps)[..., 0], transposed)
+        return self._multiply(x, self._powers(1, 1, first=steps)[..., 0], transposed)
 
-    def orbit(self, x: Tensor, stride: int, count: int, transposed: bool = False) -> Tensor:
+    def orbit(self, x: Tensor, stride: int, count: int, first: int = 0, transposed: bool = False) -> Tensor:
         """Multiply by a table of powers."""
-        return self._multiply(x.unsqueeze(-1), self._powers(stride, count), transposed)
+        if count == 1 and first == 0:
+            return x.unsqueeze(-1)
+        return self._multiply(x.unsqueeze(-1), self._powers(stride, count, first), transposed)
 
     def scan(self, drive: Tensor, initial: Tensor, steps: int, broken: Tensor | None) -> Tensor:
         """Run the elementwise recurrence over the states."""
         channels, features, batch, _ = drive.shape
         inputs = deinterleave(drive).permute(2, 3, 0, 1)
-        decay = self._powers(steps, 1, first=steps)[..., 0].to(inputs.dtype)
+        decay = self._powers(1, 1, first=steps)[..., 0].to(inputs.dtype)
         start = deinterleave(initial).permute(2, 0, 1)
         states, _ = linear_scan(decay, inputs, initial_state=start, reset=broken)
         return interleave(states.permute(2, 3, 0, 1)).reshape(channels, features, batch, -1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     options = parser.parse_args()
@@ -107,10 +108,18 @@ def main() -> None:
         "| mixer | test accuracy, % | range | parameters | seconds a run |\n| --- | --- | --- | --- | --- |", flush=True
     )
     for mixer in options.mixers:
-        accuracies, sizes, seconds = zip(*(run(mixer, s, data, options) for s in range(options.seeds)), strict=True)
+        found = []
+        for seed in range(options.seeds):
+            found.append(run(mixer, seed, data, options))
+            print(
+                f"{mixer}, seed {seed}: {100 * found[-1][0]:.2f} %, {found[-1][2]:.0f} s", file=sys.stderr, flush=True
+            )
+        accuracies, sizes, seconds = zip(*found, strict=True)
         mean, low, high = (100 * f(accuracies) for f in (statistics.mean, min, max))
-        spent = statistics.median(seconds)
-        print(f"| {mixer} | {mean:.2f} | {low:.2f} to {high:.2f} | {sizes[0]:,} | {spent:.0f} |", flush=True)
+        print(
+            f"| {mixer} | {mean:.2f} | {low:.2f} to {high:.2f} | {sizes[0]:,} | {statistics.median(seconds):.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
