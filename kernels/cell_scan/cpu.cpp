@@ -18,7 +18,7 @@ constexpr int64_t kMostRows = 24;   // that go through time side by side
 constexpr int64_t kGrain = 500000;  // products that are worth waking a thread for
 
 template <class T> struct Call {
-  Sequence<T> wx;               // (B, L, G, H, D) by its strides
+  Sequence<T> wx;               // (B, L, H, G, D) by its strides
   const T *R, *bias, *initial;  // (H, G, D, D), (H, G, D), (B, S, H, D)
   const uint8_t* reset;         // (B, L)
   int64_t batch, length, heads, width;
@@ -75,6 +75,7 @@ template <class T> inline void write(T* p, vec<T> v, int64_t lanes) {
 // Rows of the next step lie far from this one's: no prefetcher of the hardware sees them coming. (Beyond the last step
 // the address may be foreign; it is not read.)
 template <class T> inline void ahead(const T* p) { __builtin_prefetch(p, 0, 2); }
+template <class T> inline void ahead(T* p) { __builtin_prefetch(p, 1, 2); }
 
 template <class T, template <class> class CellOn> struct Forward {
   using V = vec<T>;
@@ -199,7 +200,8 @@ template <class T, template <class> class CellOn> struct Backward {
           for (int64_t s = 0; s < S; ++s) std::fill_n(grad(s, r), wide, T(0));
     }
     for (int64_t r = 0; r < span.rows; ++r)
-      for (int64_t s = 0; s < S; ++s) unpack(grad(s, r), D, T(1), d.dinitial + c.state(span.first + r, s, S, span.head));
+      for (int64_t s = 0; s < S; ++s)
+        unpack(grad(s, r), D, T(1), d.dinitial + c.state(span.first + r, s, S, span.head));
   }
 
   // A state before step t, or null where it is zero.
@@ -215,6 +217,7 @@ template <class T, template <class> class CellOn> struct Backward {
     const T* old[Cell::reads];
     for (int s = 0; s < Cell::reads; ++s) old[s] = before(s, b, t, span.head);
     const T *const dy = d.dy.data ? d.dy.at(b, t, span.head) : nullptr, *const keep = d.trace + at * P * D;
+    T* const to = d.dwx + at * G * D;
     for (int64_t u = 0; u < D; u += W) {
       V kept[P + 1], was[Cell::reads], ds[S], dx[G], dq[G];
       for (int p = 0; p < P; ++p) kept[p] = read(keep + p * D + u, D - u), ahead(keep + p * D + u - c.heads * P * D);
@@ -224,7 +227,7 @@ template <class T, template <class> class CellOn> struct Backward {
       Cell::backward(kept, was, read(d.y + at * D + u, D - u), ds, dx, dq);
       for (int s = 0; s < S; ++s) store(grad(s, r) + u, ds[s]);
       for (int g = 0; g < G; ++g) {
-        write(d.dwx + (at * G + g) * D + u, dx[g], D - u);
+        write(to + g * D + u, dx[g], D - u), ahead(to + g * D + u - c.heads * G * D);
         write(gates + r * deep + g * D + u, dq[g], D - u);
       }
     }
@@ -250,8 +253,8 @@ int dispatch(int64_t cell, const Call<T>& c, int threads, const A&... more) {
 }  // namespace
 }  // namespace scanweave
 
-// Strides count numbers. The last axis of wx and dy lies side by side; all else is contiguous. Null stands for an absent
-// tensor. Returns 0; 1 for an unknown cell; 2 where memory ran out.
+// Strides count numbers. The last axis of wx and dy lies side by side; all else is contiguous. Null stands for an
+// absent tensor. Returns 0; 1 for an unknown cell; 2 where memory ran out.
 #define SCANWEAVE_CELL_CALL(T)                                                                                      \
   int64_t cell, const T *wx, int64_t wx_batch, int64_t wx_step, int64_t wx_head, int64_t wx_gate, const T *R,       \
       const T *bias, const T *initial, const uint8_t *reset, int64_t batch, int64_t length, int64_t heads, int64_t width

@@ -61,9 +61,7 @@ def forward(
     trace = torch.empty((batch, length if save else 0, heads, find_cell(cell).planes, size), dtype=dtype)
     if wx.numel():
         call = _Call(wx, R, bias, initial, reset, cell)
-        if _FORWARD[dtype](
-            *call.arguments, y.data_ptr(), final.data_ptr(), pointer(trace if trace.numel() else None)
-        ):
+        if _FORWARD[dtype](*call.arguments, y.data_ptr(), final.data_ptr(), pointer(trace if trace.numel() else None)):
             raise MemoryError("cell_scan: no memory for a head's recurrent matrix and states")
     return y.to(wx.dtype), final, trace
 

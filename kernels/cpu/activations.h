@@ -23,18 +23,15 @@ inline vec<float> at_most(vec<float> bound, vec<float> x) { return bound < x ? b
 // Decays are exponentials of products: `Power<T>::base(delta * (a * Power<T>::scale))` is exp(delta a).
 template <class T> struct Power;
 
-// 2^r + constant - 1 for |r| <= 1/2: a polynomial of degree 5 with 2^0 = 1 exactly.
-inline vec<float> power_series(vec<float> r, float constant) {
-  const vec<float> r2 = r * r;
-  const vec<float> low = r * 6.9314698e-1f + constant, middle = r * 5.550734e-2f + 2.4022242e-1f;
-  return ((r * 1.32647e-3f + 9.67151e-3f) * r2 + middle) * r2 + low;
-}
-
-// 2^(n + r) for |r| <= 1/2 and n an integer that was rounded by adding `kRound`, added to the exponent.
+// 2^(n + r) for |r| <= 1/2 and n an integer that was rounded by adding `kRound`: a polynomial of degree 5 with 2^0 = 1
+// exactly, n added to its exponent.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 inline vec<float> power_of_two(vec<float> rounded, vec<float> r) {
+  const vec<float> r2 = r * r;
+  const vec<float> low = r * 6.9314698e-1f + 1.0f, middle = r * 5.550734e-2f + 2.4022242e-1f;
+  const vec<float> p = ((r * 1.32647e-3f + 9.67151e-3f) * r2 + middle) * r2 + low;
   typedef Vec<float>::mask mask;
-  return (vec<float>)((mask)power_series(r, 1.0f) + ((mask)rounded << 23));
+  return (vec<float>)((mask)p + ((mask)rounded << 23));
 }
 
 template <> struct Power<float> {
@@ -66,13 +63,24 @@ inline vec<double> log1p_unit(vec<double> y) {
   return y;
 }
 
+// -|x|, and |x| with the sign of y, by the bit that holds the sign.
+template <class T> inline vec<T> minus_abs(vec<T> x) {
+  typedef typename Vec<T>::mask mask;
+  return (vec<T>)((mask)x | (mask)-vec<T>{});
+}
+template <class T> inline vec<T> copy_sign(vec<T> x, vec<T> y) {
+  typedef typename Vec<T>::mask mask;
+  const mask sign = (mask)-vec<T>{};
+  return (vec<T>)(((mask)x & ~sign) | ((mask)y & sign));
+}
+
 // exp(-|x|).
 inline vec<float> exp_minus_abs(vec<float> x) {
-  x = at_least(splat(-87.0f), x < 0 ? x : -x);
+  x = at_least(splat(-87.0f), minus_abs<float>(x));
   const vec<float> rounded = x * 1.44269504f + kRound, n = rounded - kRound;
   return power_of_two(rounded, (x * 1.44269504f - n) + x * 1.925963e-8f);
 }
-inline vec<double> exp_minus_abs(vec<double> x) { return vexp(x < 0 ? x : -x); }
+inline vec<double> exp_minus_abs(vec<double> x) { return vexp(minus_abs<double>(x)); }
 
 // log(1 + exp(x)).
 template <class V> inline V softplus(V x) { return (x < 0 ? x - x : x) + log1p_unit(exp_minus_abs(x)); }
@@ -83,15 +91,18 @@ template <class V> inline V logistic(V x) {
   return (x < 0 ? e : e - e + 1) / (e + 1);
 }
 
-// tanh, as (1 - e) / (1 + e) from e - 1 with e = exp(-2 |x|): no digits are lost where x is small.
+// tanh, as (1 - e) / (1 + e) with e = exp(-2 |x|): e - 1 is taken from a polynomial for 2^r - 1, so that no digits are
+// lost where x is small.
 inline vec<float> vtanh(vec<float> x) {
   typedef Vec<float>::mask mask;
-  const vec<float> y = at_least(splat(-40.0f), x < 0 ? x + x : x * -2.0f);
+  const vec<float> y = at_least(splat(-40.0f), minus_abs<float>(x + x));
   const vec<float> rounded = y * 1.44269504f + kRound, n = rounded - kRound;
-  const vec<float> below = power_series((y * 1.44269504f - n) + y * 1.925963e-8f, 0.0f);
-  const vec<float> scale = (vec<float>)(((mask)rounded << 23) + 0x3F800000);
-  const vec<float> less = scale * below + (scale - 1.0f), t = less / (less + 2.0f);
-  return x < 0 ? t : -t;
+  const vec<float> r = (y * 1.44269504f - n) + y * 1.925963e-8f, r2 = r * r;
+  const vec<float> low = r * 2.40226492e-1f + 6.93147182e-1f, middle = r * 9.61823761e-3f + 5.55035733e-2f;
+  const vec<float> less = (((r * 1.54035122e-4f + 1.33907353e-3f) * r2 + middle) * r2 + low) * r;
+  const vec<float> scale = (vec<float>)(((mask)rounded << 23) + 0x3F800000);  // 2^n
+  const vec<float> moved = scale * less + (scale - 1.0f);
+  return copy_sign<float>(moved / (moved + 2.0f), x);
 }
 inline vec<double> vtanh(vec<double> x) {
   for (int i = 0; i < width<double>; ++i) x[i] = std::tanh(x[i]);

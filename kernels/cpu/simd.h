@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace scanweave {
 
@@ -37,13 +40,31 @@ template <class T> inline vec<T> load(const T* p) {
 template <class T> inline void store(T* p, const vec<T>& v) { std::memcpy(p, &v, sizeof v); }
 template <class T> inline vec<T> splat(T x) { return vec<T>{} + x; }
 
-// The first n lanes from memory, zero in the rest.
+// The first n lanes from memory, zero in the rest; no other memory is touched.
+#if defined(__AVX512F__)
+inline vec<float> load_part(const float* p, int n) { return _mm512_maskz_loadu_ps((1u << n) - 1, p); }
+inline vec<double> load_part(const double* p, int n) { return _mm512_maskz_loadu_pd((1u << n) - 1, p); }
+inline void store_part(float* p, const vec<float>& v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, v); }
+inline void store_part(double* p, const vec<double>& v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, v); }
+#elif defined(__AVX2__)
+// -1 in the first n lanes.
+template <class T> inline __m256i first_lanes(int n) {
+  typename Vec<T>::mask lane;
+  for (int i = 0; i < width<T>; ++i) lane[i] = i;
+  return (__m256i)(lane < n);
+}
+inline vec<float> load_part(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes<float>(n)); }
+inline vec<double> load_part(const double* p, int n) { return _mm256_maskload_pd(p, first_lanes<double>(n)); }
+inline void store_part(float* p, const vec<float>& v, int n) { _mm256_maskstore_ps(p, first_lanes<float>(n), v); }
+inline void store_part(double* p, const vec<double>& v, int n) { _mm256_maskstore_pd(p, first_lanes<double>(n), v); }
+#else
 template <class T> inline vec<T> load_part(const T* p, int n) {
   vec<T> v{};
   std::memcpy(&v, p, n * sizeof(T));
   return v;
 }
 template <class T> inline void store_part(T* p, const vec<T>& v, int n) { std::memcpy(p, &v, n * sizeof(T)); }
+#endif
 
 // Lanes in pairs, as complex numbers lie: (0, 1, 2, 3) becomes (0, 0, 2, 2), (1, 1, 3, 3) or (1, 0, 3, 2).
 template <class T> inline vec<T> even_lanes(vec<T> v) {
