@@ -48,9 +48,9 @@ class _PanelEstimator:
         norm: bool = False,
         dropout: float = 0.1,
         max_epochs: int = 50,
-        min_steps: int = 300,
+        min_steps: int = 500,
         batch_size: int = 16,
-        lr: float = 3e-3,
+        lr: float = 1e-3,
         weight_decay: float = 0.01,
         validation: float = 0.0,
         patience: int | None = None,
@@ -125,7 +125,7 @@ class _PanelEstimator:
         """Return the network's outputs (N, O), float64."""
         data = PanelDataset(_arrays(X), self.scaler_)
         found = [
-            self.network_(batch["series"], batch["lengths"], batch.get("observed"))
+            self.network_(batch["series"], batch.get("lengths"), batch.get("observed"))
             for batch in evaluation_loader(data, 64, collate_fn=collate)
         ]
         return torch.cat(found).double()
@@ -161,11 +161,11 @@ class ScanClassifier(_PanelEstimator, BaseClassifier):
         Rate inside the feed-forward layers and before the head.
     max_epochs : int, default=50
         Passes over the training series.
-    min_steps : int, default=300
+    min_steps : int, default=500
         Least number of optimiser steps: few series are passed more often.
     batch_size : int, default=16
         Series in an optimiser step.
-    lr : float, default=3e-3
+    lr : float, default=1e-3
         Learning rate of AdamW, falling to 0 along a cosine.
     weight_decay : float, default=0.01
         Weight decay of AdamW.
@@ -242,11 +242,11 @@ class ScanRegressor(_PanelEstimator, BaseRegressor):
         Rate inside the feed-forward layers and before the head.
     max_epochs : int, default=50
         Passes over the training series.
-    min_steps : int, default=300
+    min_steps : int, default=500
         Least number of optimiser steps: few series are passed more often.
     batch_size : int, default=16
         Series in an optimiser step.
-    lr : float, default=3e-3
+    lr : float, default=1e-3
         Learning rate of AdamW, falling to 0 along a cosine.
     weight_decay : float, default=0.01
         Weight decay of AdamW.

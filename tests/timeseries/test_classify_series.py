@@ -69,7 +69,7 @@ def write_ts(path: Path, lines: list[str], header: str = "@problemName x\n@class
 
 def test_fit_test_predict_and_export(tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
-    assert fit(write_wide(tmp_path / "waves.csv"), out, epochs=25) == 0
+    assert fit(write_wide(tmp_path / "waves.csv", count=80), out, "--model.lr", "1e-2", epochs=25) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     names = ("accuracy", "auroc", "calibration_error", "f1", "loss")
     assert set(metrics) == {"val/loss", *(f"test/{name}" for name in names)}
@@ -79,12 +79,16 @@ def test_fit_test_predict_and_export(tmp_path: Path, capsys) -> None:
     assert run("test", "--out", str(out), "--ckpt_path", "best") == 0
     assert json.loads((out / "metrics.json").read_text()) == pytest.approx(metrics, rel=1e-5)
 
-    unlabelled = pd.read_csv(write_wide(tmp_path / "other.csv", count=10, seed=1)).drop(columns="label")
-    unlabelled.to_csv(tmp_path / "other.csv", index=False)
-    predict = ["--out", str(out), "--ckpt_path", "best", "--data.path", str(tmp_path / "other.csv")]
+    other = pd.read_csv(write_wide(tmp_path / "other.csv", count=10, seed=1))
     (tmp_path / "waves.csv").unlink()  # the checkpoint alone knows classes and scale
-    assert run("predict", *predict) == 0
-    table = pd.read_csv(out / "predictions.csv")
+    tables = []
+    for table in (other.drop(columns="label"), other.assign(label="unheard of"), other.assign(label="")):
+        table.to_csv(tmp_path / "other.csv", index=False, sep=";", decimal=",")
+        predict = ["--out", str(out), "--ckpt_path", "best", "--data.path", str(tmp_path / "other.csv")]
+        assert run("predict", *predict) == 0
+        tables.append(pd.read_csv(out / "predictions.csv"))
+    table = tables[0]
+    assert all(table.equals(one) for one in tables)
     assert list(table.columns) == ["series", "label", "probability_fast", "probability_slow"]
     assert list(table["series"]) == [f"row {i}" for i in range(2, 12)]
     assert (table["label"] == waves(10, seed=1)[1]).mean() > 0.8
@@ -244,11 +248,14 @@ def test_other_wrong_files_are_refused(tmp_path: Path) -> None:
     refused("line 3: found the label 'c', which no training series has", train, test_path=str(test))
     wide = write_ts(tmp_path / "z.ts", ["1,2:3,4:a"])
     refused("found 2 channels, expected 1 as in the training data", train, test_path=str(wide))
-    refused("found no labels (@classLabel false)", write_ts(tmp_path / "n.ts", ["1,2"], "@classLabel false\n@data\n"))
+    refused(
+        "line 2: found no labels (@classLabel false)",
+        write_ts(tmp_path / "n.ts", ["1,2"], "@classLabel false\n@data\n"),
+    )
     refused("@targetLabel true, a file for regression", "Covid3Month")
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mingru", "lstm", "retention", "rwkv7", "deltanet"])
+@pytest.mark.parametrize("mixer", ["mamba", "mingru", "lstm", "retention", "rwkv7", "deltanet", "s4d"])
 @pytest.mark.parametrize(("patch", "stride", "norm"), [(1, 1, False), (5, 2, True)])
 def test_padding_changes_nothing(mixer: str, patch: int, stride: int, norm: bool) -> None:
     torch.manual_seed(0)
@@ -259,7 +266,7 @@ def test_padding_changes_nothing(mixer: str, patch: int, stride: int, norm: bool
     garbage[:, :9] = series
     together = network(garbage, lengths)
     for i, length in enumerate(lengths.tolist()):
-        alone = network(series[i : i + 1, :length], torch.tensor([length]))
+        alone = network(series[i : i + 1, :length])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -35,7 +35,7 @@ def problem(estimator):
 
 
 def test_italy_power_demand_is_learned() -> None:
-    classifier = ScanClassifier(mixer="mingru", max_epochs=30, min_steps=0, width=32)
+    classifier = ScanClassifier(mixer="mingru", max_epochs=20, min_steps=0, width=32, lr=3e-3)
     classifier.fit(*load_italy_power_demand(split="train"))
     X, y = load_italy_power_demand(split="test")
     assert (classifier.predict(X) == y).mean() > 0.93
@@ -45,7 +45,7 @@ def test_regressor_learns_the_slope_in_its_own_units() -> None:
     generator = np.random.default_rng(0)
     slopes = generator.normal(1000, 300, 60)
     X = slopes[:, None, None] * np.linspace(0, 1, 20) + generator.normal(0, 10, (60, 1, 20))
-    regressor = ScanRegressor(mixer="mingru", max_epochs=40, min_steps=0, width=16).fit(X[:40], slopes[:40])
+    regressor = ScanRegressor(mixer="mingru", max_epochs=30, min_steps=0, width=16, lr=1e-2).fit(X[:40], slopes[:40])
     assert np.abs(regressor.predict(X[40:]) - slopes[40:]).mean() < 60
 
 

@@ -20,5 +20,5 @@ CLASSIFY_SERIES = TaskSpec(
     module_class=ScanClassification,
     data_class=PanelData,
     default_model=ScanClassification,
-    trainer_defaults={"max_epochs": 50, "gradient_clip_val": 1.0},
+    trainer_defaults={"max_epochs": 100, "gradient_clip_val": 1.0},
 )

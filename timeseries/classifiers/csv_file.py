@@ -13,7 +13,7 @@ import pandas as pd
 
 from ...core.errors import DataError, nearest
 from ..data.options import ReadOptions, logger
-from ..data.sniff import sniff
+from ..data.sniff import Dialect, sniff
 from ..data.table import Columns, Table, load_table, to_numbers
 from ..data.times import parse_times
 from .panel import Panel
@@ -54,7 +54,7 @@ def read_csv(path: Path, options: CsvOptions, *, labelled: bool = True) -> Panel
     Args:
         path: The file.
         options: What is not to be found out.
-        labelled: Whether labels are needed; else they are read where the file has them.
+        labelled: Whether labels are needed; else they are not looked at.
 
     Returns:
         The series; ``columns`` holds the part of each column, to read other files alike.
@@ -62,30 +62,46 @@ def read_csv(path: Path, options: CsvOptions, *, labelled: bool = True) -> Panel
     Raises:
         DataError: Names row and column, what was found, what was expected, and what to do.
     """
-    header = sniff(path, options.read).header
+    dialect = sniff(path, options.read)
+    header = dialect.header
     _check_header(path, header)
     chosen = _find_parts(path, header, options)
-    label = chosen["label"]
-    if label not in header:
-        if labelled:
-            found = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
-            raise DataError(f"{path}: no column {label!r}{nearest(label, header)} of labels; found {found}; "
-                            "name it with --data.label")  # fmt: skip
-        label = None
-    # The table reader wants a column that orders the rows; in a wide file any will do.
-    order = chosen["time"] if chosen["layout"] == "long" else (label or chosen["id"] or header[0])
-    texts = [name for name in (label, chosen["id"]) if name is not None]
-    table = load_table(path, replace(options.read, time=order), texts)
-    part = {**chosen, "label": label}
-    values = options.values or [name for name in table.frame.columns if name not in part.values()]
-    for name in [name for name in (part["id"], *values) if name is not None]:
-        table.has(name, "values" if name in values else "id")
+    part = {**chosen, "label": _label_column(path, header, chosen["label"], labelled)}
+    named = [name for name in (part["label"], part["id"], part["time"]) if name is not None]
+    # The table reader wants a column that orders the rows, and reads it as text; a wide file has none.
+    order = part["time"] or (named or header)[0]
+    table = load_table(path, replace(options.read, time=order), named)
+    if order not in named:
+        table.frame[order] = _plain(table.frame[order], dialect)
+    values = options.values or [name for name in table.frame.columns if name not in named]
+    for name in named:
+        table.has(name, "id")
+    for name in values:
+        table.has(name, "values")
     if not values:
-        raise DataError(f"{path}: found no column of values beside {', '.join(texts)}; expected at least one")
-    read = _read_long if chosen["layout"] == "long" else _read_wide
-    panel = read(table, part, list(values), options.read)
-    columns: dict[str, Any] = {**chosen, "values": list(values) if chosen["layout"] == "long" else None}
-    return replace(panel, columns=columns)
+        raise DataError(f"{path}: found no column of values beside {', '.join(named)}; expected at least one")
+    read = _read_long if part["layout"] == "long" else _read_wide
+    panel = read(table, {**part, "label": part["label"] if labelled else None}, list(values), options.read)
+    return replace(panel, columns={**chosen, "values": list(values) if part["layout"] == "long" else None})
+
+
+def _label_column(path: Path, header: Sequence[str], label: str, needed: bool) -> str | None:
+    """Return the label column's name; None where the file has none and needs none."""
+    if label in header:
+        return label
+    if not needed:
+        return None
+    found = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
+    raise DataError(
+        f"{path}: no column {label!r}{nearest(label, header)} of labels; found {found}; name it with --data.label"
+    )
+
+
+def _plain(column: pd.Series, dialect: Dialect) -> pd.Series:
+    """Write a text column's numbers with decimal points and without grouping."""
+    if dialect.thousands is not None:
+        column = column.str.replace(dialect.thousands, "", regex=False)
+    return column.str.replace(dialect.decimal, ".", regex=False)
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:

@@ -32,7 +32,8 @@ class PanelData(L.LightningDataModule):
         path: A .ts or CSV file, a folder of NAME_TRAIN and NAME_TEST files, or a set that comes with sktime
             (GunPoint, JapaneseVowels, ...). CSV files are wide (a row per series, a column per step) or long (a row
             per step). ``predict`` reads the test file where there is one, else all series of the file.
-        test_path: File of the test series; by default the one beside a file NAME_TRAIN, else a share of path's.
+        test_path: File of the test series, all of them; by default the one beside a file NAME_TRAIN, else a share of
+            path's series.
         label: Column of the labels in CSV files; by default one named label, class, target or y.
         id: Column that names the series in CSV files.
         time: Column that orders the steps in long CSV files.

@@ -71,25 +71,25 @@ class PanelNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(3 * width, outputs)
 
-    def forward(self, series: Tensor, lengths: Tensor, observed: Tensor | None = None) -> Tensor:
+    def forward(self, series: Tensor, lengths: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """Map series to outputs.
 
         Args:
             series: (B, L, D) float, each padded at its end to the longest.
-            lengths: (B,) int64, at least 1 and at most L.
+            lengths: (B,) int64, at least 1 and at most L; None where all are L, which spares the mixers a reset.
             observed: (B, L, D) bool, False where a value is missing; None where none is.
 
         Returns:
             (B, O): logits, or regression targets.
         """
-        inside = torch.arange(series.shape[1], device=series.device) < lengths.unsqueeze(1)
-        x = complete(series, inside, observed, norm=self.norm)
-        tokens = self._tokens(x)
-        count = -(-lengths // self.stride)
-        place = torch.arange(tokens.shape[1], device=series.device)
+        place = torch.arange(series.shape[1], device=series.device)
+        inside = place.expand(len(series), -1) >= 0 if lengths is None else place < lengths.unsqueeze(1)
+        tokens = self._tokens(complete(series, inside, observed, norm=self.norm))
+        within = inside[:, :: self.stride]
         # Padding is a sequence of its own: no state crosses from it, in either direction.
-        mixed, _ = self.blocks(tokens, reset=place == count.unsqueeze(1))
-        return self.head(self.dropout(pool(mixed, place < count.unsqueeze(1), count - 1)))
+        reset = None if lengths is None else ~within & within.roll(1, 1)
+        mixed, _ = self.blocks(tokens, reset=reset)
+        return self.head(self.dropout(pool(mixed, within)))
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Return tokens (B, ceil(L / stride), width) of complete series (B, L, D)."""
@@ -123,18 +123,18 @@ def complete(series: Tensor, inside: Tensor, observed: Tensor | None, *, norm: b
     return torch.where(steps, centred + mean, 0)
 
 
-def pool(tokens: Tensor, inside: Tensor, last: Tensor) -> Tensor:
+def pool(tokens: Tensor, inside: Tensor) -> Tensor:
     """Return the mean, the largest and the last of each series' tokens, joined.
 
     Args:
         tokens: (B, T, C).
-        inside: (B, T) bool, True for at least one token of each series.
-        last: (B,) int64, the place of the last.
+        inside: (B, T) bool, True for the first tokens of each series, one at least.
 
     Returns:
         (B, 3 C).
     """
     steps = inside.unsqueeze(-1)
-    mean = torch.where(steps, tokens, 0).sum(1) / steps.sum(1)
+    count = inside.sum(1)
+    mean = torch.where(steps, tokens, 0).sum(1) / count.unsqueeze(1)
     largest = tokens.masked_fill(~steps, -torch.inf).amax(1)
-    return torch.cat((mean, largest, tokens[torch.arange(len(tokens), device=tokens.device), last]), dim=-1)
+    return torch.cat((mean, largest, tokens[torch.arange(len(tokens), device=tokens.device), count - 1]), dim=-1)

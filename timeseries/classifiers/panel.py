@@ -101,14 +101,16 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         samples: B samples.
 
     Returns:
-        ``series`` (B, L, D) float32, ``lengths`` (B,) int64, ``index`` (B,) int64, and ``observed`` (B, L, D) bool and
-        ``target`` (B,) where the samples have them.
+        ``series`` (B, L, D) float32, ``index`` (B,) int64, ``lengths`` (B,) int64 where they differ, and ``observed``
+        (B, L, D) bool and ``target`` (B,) where the samples have them.
     """
     batch = {
         "series": pad_sequence([sample["series"] for sample in samples], batch_first=True),
-        "lengths": torch.tensor([len(sample["series"]) for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples]),
     }
+    lengths = [len(sample["series"]) for sample in samples]
+    if min(lengths) < max(lengths):
+        batch["lengths"] = torch.tensor(lengths)
     if "observed" in samples[0]:
         batch["observed"] = pad_sequence([sample["observed"] for sample in samples], batch_first=True)
     if "target" in samples[0]:

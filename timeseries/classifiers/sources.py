@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ...core.errors import DataError, nearest
@@ -71,7 +72,7 @@ def read_panel(path: Path, options: CsvOptions, *, labelled: bool) -> Panel:
     Args:
         path: A .ts file; any other is taken for CSV.
         options: How CSV files are read.
-        labelled: Whether labels are needed.
+        labelled: Whether labels are needed; else they are not looked at.
 
     Returns:
         The series.
@@ -79,9 +80,5 @@ def read_panel(path: Path, options: CsvOptions, *, labelled: bool) -> Panel:
     Raises:
         DataError: The file cannot be read, or holds no labels where they are needed.
     """
-    if path.suffix.lower() != ".ts":
-        return read_csv(path, options, labelled=labelled)
-    panel = read_ts(path)
-    if labelled and panel.labels is None:
-        raise DataError(f"{path}: found no labels (@classLabel false); expected a label for each series")
-    return panel
+    read = read_ts if path.suffix.lower() == ".ts" else partial(read_csv, options=options)
+    return read(path, labelled=labelled)

@@ -61,7 +61,7 @@ class PanelTask(Task):
         norm: bool = False,
         mlp_ratio: float = 2.0,
         dropout: float = 0.1,
-        lr: float = 3e-3,
+        lr: float = 1e-3,
         weight_decay: float = 0.01,
         schedule: ScheduleName = "cosine",
         **options: Any,
@@ -88,7 +88,7 @@ class PanelTask(Task):
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the network's outputs (B, O) for a batch of :func:`~scanweave.timeseries.classifiers.collate`."""
-        return self.model(batch["series"], batch["lengths"], batch.get("observed"))
+        return self.model(batch["series"], batch.get("lengths"), batch.get("observed"))
 
     def describe_batch(self, batch: Any) -> str:
         return f"series {batch['index'].tolist()}"

@@ -13,21 +13,23 @@ _LARGEST = 1e30
 _MISSING = ("?", "nan", "")
 
 
-def read_ts(path: Path) -> Panel:
+def read_ts(path: Path, *, labelled: bool = True) -> Panel:
     """Read a .ts file: a header of ``@`` lines, then one series per line, ``1,2,3:4,5,6:label``.
 
     Channels are divided by colons, their values by commas; a missing value is ``?`` or ``NaN``.
 
     Args:
         path: The file.
+        labelled: Whether labels are needed; else they are not looked at.
 
     Returns:
-        The series, named by their line; labels as written, None where the header says there are none.
+        The series, named by their line; labels as written, None where they are not needed.
 
     Raises:
-        DataError: Names file and line where the file is not of this format or a value is no finite number.
+        DataError: Names file and line where the file is not of this format, a value is no finite number, or there is
+            no label.
     """
-    labelled = True
+    has_labels = True
     header: dict[str, str] = {}
     series: list[np.ndarray] = []
     names: list[str] = []
@@ -47,11 +49,14 @@ def read_ts(path: Path) -> Panel:
             key, _, value = line[1:].partition(" ")
             header[key.lower()] = value.strip()
             if key.lower() == "data":
-                has_data, labelled = True, _is_labelled(path, header)
+                has_data, has_labels = True, _has_labels(path, header)
+                if labelled and not has_labels:
+                    raise DataError(f"{place}: found no labels (@classLabel false), expected one for each series")
             continue
         parts = line.split(":")
+        label = parts.pop().strip() if has_labels else ""
         if labelled:
-            labels.append(_label(place, parts.pop().strip(), header))
+            labels.append(_label(place, label, header))
         series.append(_series(place, parts, width=series[0].shape[1] if series else None))
         names.append(f"line {number}")
     if not series:
@@ -60,7 +65,7 @@ def read_ts(path: Path) -> Panel:
     return Panel(str(path), channels, series, names, labels if labelled else None, {})
 
 
-def _is_labelled(path: Path, header: dict[str, str]) -> bool:
+def _has_labels(path: Path, header: dict[str, str]) -> bool:
     if header.get("timestamps", "false").lower() == "true":
         raise DataError(f"{path}: found @timeStamps true; expected series without time stamps, or a long CSV file")
     if header.get("targetlabel", "false").lower() == "true":
