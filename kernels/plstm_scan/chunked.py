@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,31 +17,19 @@ from .walk import walked
 TILE = 16  # sides of a tile
 
 
-def run_tile(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    left: Tensor,
-    top: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def run_tile(nodes: Sequence[Tensor], left: Tensor, top: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Run a tile of the grid: arguments and results as those of the reference, heads before the grid's axes.
 
     Args:
-        q: (B, H, X, Y, K), as k.
-        v: (B, H, X, Y, V).
-        source: (B, H, X, Y, 2), and transition, mark, direct alike.
+        nodes: q and k (B, H, X, Y, K), v (B, H, X, Y, V), source, transition, mark and direct (B, H, X, Y, ...).
         left: (B, H, X, K, V).
         top: (B, H, Y, K, V).
         scale: Factor of the output.
     """
+    q, k, v, *gates = nodes
     rows, columns = q.shape[2:4]
     whole = [1 << (n - 1).bit_length() for n in (rows, columns)]
-    block, order = merge(pass_through(source, transition, mark, direct, *whole), *whole)
+    block, order = merge(pass_through(gates, *whole), *whole)
     more = (0, 0, 0, whole[1] - columns, 0, whole[0] - rows)
     q, k, v = (F.pad(x, more).flatten(2, 3)[:, :, order] for x in (q, k, v))
     left, top = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[2])) for x, n in zip((left, top), whole, strict=True))
@@ -90,7 +79,8 @@ def plstm_grid_chunked(
     for band in _tiles(rows):
         outputs, below, state = [], [], along[:, :, band]
         for part in _tiles(columns):
-            o, state, leaving = run_tile(*(x[:, :, band, part] for x in nodes), state, down[:, :, part], scale)
+            tile = [x[:, :, band, part] for x in nodes]
+            o, state, leaving = run_tile(tile, state, down[:, :, part], scale)
             outputs.append(o)
             below.append(leaving)
         bands.append(torch.cat(outputs, 3))
@@ -108,7 +98,8 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return what :func:`.cpu.forward` returns; nothing is saved."""
     *tensors, flip_rows, flip_columns, scale, _ = arguments
     o, along, across = walked(plstm_grid_chunked, tensors, (flip_rows, flip_columns), scale)
-    return *(x.contiguous() for x in (o, along, across)), along.new_empty((len(o), 0, *across.shape[1:]))
+    nothing = along.new_empty((len(o), 0, *across.shape[1:]))
+    return o.contiguous(), along.contiguous(), across.contiguous(), nothing
 
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,20 +51,6 @@ class Block(NamedTuple):
         )
 
 
-def blocks_of(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor) -> Block:
-    """Return each node of a grid as a block of its own.
-
-    Args:
-        source: (..., X, Y, 2).
-        transition: (..., X, Y, 2, 2).
-        mark: (..., X, Y, 2).
-        direct: (..., X, Y).
-    """
-    pairs = [gate[..., i, None, None] for gate in (source, mark) for i in (0, 1)]
-    through = [transition[..., i, j, None, None] for i in (0, 1) for j in (0, 1)]
-    return Block(*pairs, *through, direct[..., None, None])
-
-
 def _square(a: Tensor, b: Tensor | None, c: Tensor | None, d: Tensor) -> Tensor:
     """Join four matrices, a and b above c and d; None is a block of zeros."""
     b = a.new_zeros((*a.shape[:-1], d.shape[-1])) if b is None else b
@@ -109,20 +96,20 @@ def merge(block: Block, rows: int, columns: int) -> tuple[Block, Tensor]:
     return Block(*(part[..., 0, 0, :, :] for part in block)), order.flatten()
 
 
-def pass_through(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor, rows: int, columns: int) -> Block:
-    """Return :func:`blocks_of` on a larger grid; the nodes that it has more let states pass straight on.
+def pass_through(gates: Sequence[Tensor], rows: int, columns: int) -> Block:
+    """Return each node of a grid made larger as a block; the nodes that it has more let states pass straight on.
 
     Args:
-        source: (..., X, Y, 2), as the others in :func:`blocks_of`.
+        gates: source (..., X, Y, 2), transition (..., X, Y, 2, 2), mark (..., X, Y, 2) and direct (..., X, Y).
         rows: Rows of the larger grid, at least X.
         columns: Columns, at least Y.
     """
+    direct = gates[3]
     more = (0, columns - direct.shape[-1], 0, rows - direct.shape[-2])
-    gates = [
-        F.pad(gate, (*[0] * (2 * inner), *more))
-        for gate, inner in ((source, 1), (transition, 2), (mark, 1), (direct, 0))
-    ]
+    inner = [gate.dim() - direct.dim() for gate in gates]
+    source, transition, mark, read = (F.pad(g, (*[0] * (2 * n), *more)) for g, n in zip(gates, inner, strict=True))
     if any(more):
         outside = F.pad(torch.zeros_like(direct), more, value=1.0)[..., None, None]
-        gates[1] = gates[1] + outside * torch.eye(2, dtype=direct.dtype, device=direct.device)
-    return blocks_of(*gates)
+        transition = transition + outside * torch.eye(2, dtype=direct.dtype, device=direct.device)
+    weights = [*source.unbind(-1), *mark.unbind(-1), *transition.flatten(-2).unbind(-1), read]
+    return Block(*(weight[..., None, None] for weight in weights))

@@ -9,7 +9,7 @@ from torch import Tensor
 _NODES = 7  # tensors on nodes; then come the states of the edges into the first column and the first row
 
 
-def _flip(x: Tensor | None, axes: Sequence[int]) -> Tensor | None:
+def _flip(x: Tensor | None, axes: list[int]) -> Tensor | None:
     return x.flip(axes) if x is not None and axes else x
 
 
