@@ -52,23 +52,24 @@ def _gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> list[Tensor
 
 @compiled
 @pytest.mark.parametrize(("cell", "size"), [*product(BUILT_IN, (20, 64))])
-def test_wider_heads_match_the_reference(backend: str, cell: str, size: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wider_heads_match_the_reference(backend: str, cell: str, size: int, dtype: torch.dtype) -> None:
     reset = draw_reset(21)
     results = []
-    for dtype, form in ((torch.float64, "reference"), (torch.float32, backend)):
-        drawn = {name: x.float().to(dtype).requires_grad_() for name, x in _draw(cell, 21, size, 3).items()}
+    for precision, form in ((torch.float64, "reference"), (dtype, backend)):
+        drawn = {name: x.to(dtype).to(precision).requires_grad_() for name, x in _draw(cell, 21, size, 3).items()}
         outputs = _run(cell, **drawn, reset=reset, backend=form)
         results.append((outputs, _gradients(outputs, list(drawn.values()))))
     (wanted, wanted_gradients), (found, gradients) = results
     for one, other in zip(found, wanted, strict=True):
-        assert_close(one.detach(), other.detach(), FORWARD_BOUND[torch.float32], "outputs")
+        assert_close(one.detach(), other.detach(), FORWARD_BOUND[dtype], "outputs")
     for name, one, other in zip(drawn, gradients, wanted_gradients, strict=True):
-        assert_close(one, other, BACKWARD_BOUND[torch.float32], f"gradient of {name}")
+        assert_close(one, other, BACKWARD_BOUND[dtype], f"gradient of {name}")
 
 
 @compiled
-@pytest.mark.parametrize("cell", ["slstm", "slstm_exp"])
-def test_exponential_gates_gradients_of_both_orders(backend: str, cell: str) -> None:
+@pytest.mark.parametrize("cell", BUILT_IN)
+def test_gradients_of_both_orders(backend: str, cell: str) -> None:
     drawn = _draw(cell, 3, 2, 1, batch=1)
     reset = torch.tensor([[False, True, False]])
 
@@ -160,7 +161,9 @@ def test_a_registered_cell_runs(mgu: str) -> None:
 @pytest.mark.parametrize("backend", [name for name in backends(CASE) if name != "chunked"])
 def test_a_compiled_form_says_which_cells_it_knows(mgu: str, backend: str) -> None:
     drawn = _draw(mgu, 4, 3, 2)
-    with pytest.raises(BackendError, match=f"'{backend}' cannot serve .* no form of the cell 'mgu', only of elman, lstm"):
+    with pytest.raises(
+        BackendError, match=f"'{backend}' cannot serve .* no form of the cell 'mgu', only of elman, lstm"
+    ):
         _run(mgu, **drawn, reset=None, backend=backend)
 
 
