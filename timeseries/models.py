@@ -13,8 +13,10 @@ from .forecasters.controls import (
     SeasonalNaiveNetwork,
     WindowMeanNetwork,
 )
+from .forecasters.patchtst import PatchTSTNetwork
 from .forecasters.scan import ScanNetwork
 from .forecasters.tpgn import TPGNNetwork
+from .forecasters.tsm2 import TSM2Network
 from .task import ForecastTask
 
 
@@ -96,6 +98,95 @@ class Scan(ForecastTask):
             independent=self.independent,
             norm=self.norm,
             future_marks=self.future_marks,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+        )
+
+
+class TSM2(ForecastTask):
+    """TSM2, selective mixing over time and, in both directions, over variables.
+
+    Args:
+        mixer: A registered mixer's name, for both axes.
+        depth: Layers.
+        width: Features of a token.
+        patch: Steps in a token.
+        norm: Normalise each window.
+        future_marks: Let the head read the calendar marks of the horizon.
+        dropout: Rate of dropout after each mixer.
+        options: The arguments of :class:`ForecastTask`.
+    """
+
+    def __init__(
+        self,
+        mixer: str = "mamba",
+        depth: int = 2,
+        width: int = 32,
+        patch: int = 8,
+        norm: bool = True,
+        future_marks: bool = True,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.mixer, self.depth, self.width, self.patch = mixer, depth, width, patch
+        self.norm, self.future_marks, self.dropout = norm, future_marks, dropout
+
+    def configure_forecaster(self, spec: ForecastSpec) -> Forecaster:
+        return TSM2Network(
+            spec,
+            quantiles=self.quantiles,
+            mixer=self.mixer,
+            depth=self.depth,
+            width=self.width,
+            patch=self.patch,
+            norm=self.norm,
+            future_marks=self.future_marks,
+            dropout=self.dropout,
+        )
+
+
+class PatchTST(ForecastTask):
+    """PatchTST: attention over overlapping patches of each channel, to compare scans with.
+
+    Args:
+        depth: Encoder layers.
+        width: Features of a token.
+        heads: Attention heads.
+        patch: Steps in a token.
+        stride: Steps from one token to the next.
+        norm: Normalise each window.
+        mlp_ratio: Hidden features of the feed-forward layers in multiples of width.
+        dropout: Rate everywhere in the encoder and before the head.
+        options: The arguments of :class:`ForecastTask`.
+    """
+
+    def __init__(
+        self,
+        depth: int = 3,
+        width: int = 16,
+        heads: int = 4,
+        patch: int = 16,
+        stride: int = 8,
+        norm: bool = True,
+        mlp_ratio: float = 8.0,
+        dropout: float = 0.3,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.depth, self.width, self.heads, self.patch, self.stride = depth, width, heads, patch, stride
+        self.norm, self.mlp_ratio, self.dropout = norm, mlp_ratio, dropout
+
+    def configure_forecaster(self, spec: ForecastSpec) -> Forecaster:
+        return PatchTSTNetwork(
+            spec,
+            quantiles=self.quantiles,
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads,
+            patch=self.patch,
+            stride=self.stride,
+            norm=self.norm,
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
         )

@@ -81,6 +81,9 @@ def test_fit_test_predict_and_export(tmp_path: Path, capsys) -> None:
 
     other = pd.read_csv(write_wide(tmp_path / "other.csv", count=10, seed=1))
     (tmp_path / "waves.csv").unlink()  # the checkpoint alone knows classes and scale
+    assert run("test", "--out", str(out), "--ckpt_path", "best", "--data.test_path", str(tmp_path / "other.csv")) == 0
+    of_ten = json.loads((out / "metrics.json").read_text())["test/accuracy"]
+    assert 10 * of_ten == pytest.approx(round(10 * of_ten))
     tables = []
     for table in (other.drop(columns="label"), other.assign(label="unheard of"), other.assign(label="")):
         table.to_csv(tmp_path / "other.csv", index=False, sep=";", decimal=",")
@@ -91,7 +94,7 @@ def test_fit_test_predict_and_export(tmp_path: Path, capsys) -> None:
     assert all(table.equals(one) for one in tables)
     assert list(table.columns) == ["series", "label", "probability_fast", "probability_slow"]
     assert list(table["series"]) == [f"row {i}" for i in range(2, 12)]
-    assert (table["label"] == waves(10, seed=1)[1]).mean() > 0.8
+    assert (table["label"] == waves(10, seed=1)[1]).mean() == pytest.approx(of_ten)
     assert np.allclose(table.filter(like="probability").sum(axis=1), 1)
     assert run("export", "--out", str(out), "--ckpt_path", "best") == 0
 

@@ -94,21 +94,38 @@ class PanelData(L.LightningDataModule):
         self._predicted: Panel | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and divide the files once; classes and scaler come from the training part or the checkpoint alone."""
+        """Read and divide the files once; classes and scaler come from the training part or the checkpoint alone.
+
+        With a trained model, ``test`` reads no training file where the test series have a file of their own.
+        """
         if stage == "predict":
-            if self._predicted is None:
-                train, test = find_files(self.path)
-                self._predicted = self._read(Path(self.test_path) if self.test_path else test or train, labelled=False)
             if self._trained is None:
                 raise ConfigError("predict needs a trained model: pass --out RUN --ckpt_path best, or its path")
+            if self._predicted is None:
+                train, test = self._files()
+                self._predicted = self._read(test or train, labelled=False)
             self._check_channels(self._predicted)
-        elif not self._parts:
+        elif stage == "test" and self._trained is not None and "test" not in self._parts:
+            _, test = self._files()
+            if test is None:
+                self._divide()
+            else:
+                self._parts["test"] = self._read(test, labelled=True)
+                self._check_channels(self._parts["test"])
+                self._check_labels(self._parts["test"])
+        elif ("test" if stage == "test" else "train") not in self._parts:
             self._divide()
 
-    def _divide(self) -> None:
+    def _files(self) -> tuple[Path, Path | None]:
+        """Return the training and the test file; the first is not looked for where the second is named."""
+        if self.test_path is not None and self._trained is not None:
+            return Path(self.path), Path(self.test_path)
         train, beside = find_files(self.path)
+        return train, Path(self.test_path) if self.test_path is not None else beside
+
+    def _divide(self) -> None:
+        train, test_file = self._files()
         whole = self._read(train, labelled=True)
-        test_file = Path(self.test_path) if self.test_path else beside
         if test_file is None:
             whole, test = self._hold_out(whole, self.test_share, "test_share")
         else:
@@ -119,7 +136,7 @@ class PanelData(L.LightningDataModule):
             self.scaler = self._fit_scaler(rest)
         for panel in (whole, test):
             self._check_channels(panel, rest)
-            self._check_labels(panel, whole)
+            self._check_labels(panel)
         self._parts = {"train": rest, "val": val, "test": test}
 
     def _hold_out(self, panel: Panel, share: float, option: str) -> tuple[Panel, Panel]:
@@ -156,7 +173,7 @@ class PanelData(L.LightningDataModule):
                 f"{panel.source}: found {len(panel.channels)} channels, expected {wanted} as in the training data"
             )
 
-    def _check_labels(self, panel: Panel, train: Panel) -> None:
+    def _check_labels(self, panel: Panel) -> None:
         known, found = set(self.classes), set(panel.labels or [])
         if found - known:
             first = next(i for i, label in enumerate(panel.labels or []) if label not in known)
@@ -165,9 +182,9 @@ class PanelData(L.LightningDataModule):
                 f"training series has; found {', '.join(sorted(found))}, expected among {', '.join(self.classes)}; "
                 "correct the labels, or train on series of every class"
             )
-        if panel is not train and known - found:
+        if known - found:
             logger.warning(
-                "%s: no test series of %s: its share of the macro averages is 0",
+                "%s: no series to test of %s: its area under the ROC curve counts as 0",
                 panel.source, ", ".join(sorted(known - found)),
             )  # fmt: skip
 
