@@ -78,7 +78,7 @@ def cell_scan(
         >>> from scanweave.kernels import cell_scan
         >>> y, (h,) = cell_scan(torch.ones(1, 3, 1, 1, 1), torch.ones(1, 1, 1, 1), cell="elman")
         >>> [round(x, 4) for x in y.flatten().tolist()]
-        [0.7616, 0.9433, 0.9598]
+        [0.7616, 0.9427, 0.9597]
     """
     chosen_cell = find_cell(cell)
     _check(chosen_cell, wx, R, bias, reset)
