@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..parameters import undecayed
@@ -41,6 +41,9 @@ class LSSL(StateSpace):
         Gu et al., Combining recurrent, convolutional, and continuous-time models with linear state-space layers
         (2021), sections 3 and 4.
     """
+
+    A: Tensor
+    B: Tensor
 
     def __init__(
         self,
