@@ -7,16 +7,12 @@ Each finished run is a JSON file in the output folder; a run that has one is not
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import multiprocessing
-import os
 import statistics
-import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from .forecast_runs import do_all, results
 
 HORIZONS = (168, 336, 720, 1440)
 TRAINED = ("TPGN", "DLinear", "CalendarLinear")
@@ -56,6 +52,17 @@ class Run:
             return {"norm": False, "hidden_size": 8}
         return {"norm": True, "hidden_size": 8 if self.horizon == 1440 else 2}
 
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def make(self, data: Path) -> tuple[Any, Any]:
+        from scanweave.timeseries import models
+        from scanweave.timeseries.data import ForecastData
+
+        path = str(data / f"{self.dataset}.csv")
+        module = ForecastData(path, target="OT", lookback=168, horizon=self.horizon, seed=self.seed)
+        return getattr(models, self.model)(**self.options), module
+
 
 def runs(datasets: list[str], horizons: list[int], models: list[str], seeds: int) -> list[Run]:
     """Return all runs asked for; rules have one seed, as nothing in them is random."""
@@ -68,57 +75,16 @@ def runs(datasets: list[str], horizons: list[int], models: list[str], seeds: int
     ]
 
 
-def do(run: Run, data: Path, out: Path) -> None:
-    """Train, test the best epoch, and write the result."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    import lightning.pytorch as pl
-    import torch
-    from lightning.pytorch.callbacks import EarlyStopping
-
-    from scanweave.core.resume import RunCheckpoint
-    from scanweave.timeseries import models
-    from scanweave.timeseries.data import ForecastData
-
-    torch.set_num_threads(1)
-    pl.seed_everything(run.seed, verbose=False)
-    begin = time.perf_counter()
-    module = ForecastData(
-        str(data / f"{run.dataset}.csv"), target="OT", lookback=168, horizon=run.horizon, seed=run.seed
-    )
-    task = getattr(models, run.model)(**run.options)
-    trainer = pl.Trainer(
-        max_epochs=25,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[EarlyStopping("val/loss", patience=5), RunCheckpoint(out / "checkpoints" / run.name)],
-        use_distributed_sampler=False,
-    )
-    trainer.fit(task, module)
-    best = trainer.checkpoint_callback.best_model_path
-    metrics = trainer.test(task, module, ckpt_path=best, verbose=False)[0]
-    result = {**asdict(run), **metrics, "epochs": trainer.current_epoch, "seconds": time.perf_counter() - begin}
-    beside = out / f"{run.name}.json.part"
-    beside.write_text(json.dumps(result, indent=2))
-    os.replace(beside, out / f"{run.name}.json")
-    print(
-        f"{run.name}: MSE {metrics['test/mse']:.4f}, {result['epochs']} epochs, {result['seconds']:.0f} s", flush=True
-    )
-
-
 def table(out: Path) -> str:
     """Return the finished runs as a markdown table."""
-    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    done = results(out)
     lines = [
         "| data, horizon | model | MSE | spread | MAE | seeds | paper's TPGN MSE, MAE |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (dataset, horizon), paper in PAPER.items():
         for model in (*TRAINED, *RULES):
-            found = [r for r in results if (r["dataset"], r["horizon"], r["model"]) == (dataset, horizon, model)]
+            found = [r for r in done if (r["dataset"], r["horizon"], r["model"]) == (dataset, horizon, model)]
             if not found:
                 continue
             mse, mae = ([r[f"test/{key}"] for r in found] for key in ("mse", "mae"))
@@ -140,13 +106,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     wanted = runs(args.datasets, args.horizons, args.models, args.seeds)
-    left = [run for run in wanted if not (args.out / f"{run.name}.json").exists()]
-    print(f"{len(wanted)} runs, {len(wanted) - len(left)} done before", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.processes) as pool:
-        pool.starmap(do, [(run, args.data, args.out) for run in left], chunksize=1)
+    do_all(wanted, args.data, args.out, args.processes, max_epochs=25, patience=5)
     print(table(args.out))
 
 

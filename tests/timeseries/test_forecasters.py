@@ -14,8 +14,10 @@ from scanweave.timeseries.forecasters.controls import (
     SeasonalNaiveNetwork,
     WindowMeanNetwork,
 )
+from scanweave.timeseries.forecasters.patchtst import PatchTSTNetwork
 from scanweave.timeseries.forecasters.scan import ScanNetwork
 from scanweave.timeseries.forecasters.tpgn import TPGNNetwork
+from scanweave.timeseries.forecasters.tsm2 import TSM2Network, WeightedAverage
 
 from .windows import make_batch, make_spec
 
@@ -28,7 +30,23 @@ def joint_scan(spec, **options):
     return small_scan(spec, independent=False, patch=5, **options)
 
 
-TRAINED = [TPGNNetwork, small_scan, joint_scan, DLinearNetwork, CalendarLinearNetwork]
+def small_tsm2(spec, **options):
+    return TSM2Network(spec, **{"mixer": "mingru", "width": 8, "depth": 2, "patch": 5, **options})
+
+
+def small_patchtst(spec, **options):
+    return PatchTSTNetwork(spec, **{"width": 8, "depth": 1, "dropout": 0.0, **options})
+
+
+TRAINED = [
+    TPGNNetwork,
+    small_scan,
+    joint_scan,
+    small_tsm2,
+    small_patchtst,
+    DLinearNetwork,
+    CalendarLinearNetwork,
+]
 RULES = [WindowMeanNetwork, LastValueNetwork, SeasonalNaiveNetwork]
 QUANTILES = (0.1, 0.25, 0.5, 0.9)
 
@@ -164,3 +182,72 @@ def test_scan_patches_end_with_the_window() -> None:
     assert network._patches(series)[0, 0].tolist() == [[0, 0, 0, 1], [2, 3, 4, 5], [6, 7, 8, 9]]
     with pytest.raises(ConfigError, match=r"patch is 11, expected 1 to the lookback \(10\)"):
         small_scan(spec, patch=11)
+
+
+def test_tsm2_reads_all_variables_in_both_directions() -> None:
+    torch.manual_seed(0)
+    spec = make_spec(channels=3)
+    network, batch = small_tsm2(spec, norm=False).double(), make_batch(spec)
+    batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
+    for read, changed in ((0, 2), (2, 0)):
+        past = batch["past"].clone().requires_grad_()
+        network({**batch, "past": past})[..., read].sum().backward()
+        assert past.grad[..., changed].abs().sum() > 0
+    alone = small_scan(spec, norm=False).double()
+    past = batch["past"].clone().requires_grad_()
+    alone({**batch, "past": past})[..., 0].sum().backward()
+    assert past.grad[..., 2].abs().sum() == 0
+
+
+def test_tsm2_averages_what_all_earlier_layers_gave() -> None:
+    """Two layers by hand: each mixer's input is a weighted sum over the embedding and every earlier output."""
+    torch.manual_seed(0)
+    network = small_tsm2(make_spec(channels=2), depth=2).double()
+    for average in network.averages:
+        torch.nn.init.normal_(average.weight)
+    tokens = torch.randn(3, 2, 4, 8, dtype=torch.float64)
+    a = [average.weight for average in network.averages]
+
+    def time(layer, x):
+        return x + torch.stack([network.time[layer](network.norms[2 * layer](x[:, d]))[0] for d in range(2)], 1)
+
+    def variables(layer, x):
+        across = network.norms[2 * layer + 1](x)
+        return x + torch.stack([network.variables[layer](across[:, :, n])[0] for n in range(4)], 2)
+
+    first = time(0, a[0][0] * tokens)
+    second = variables(0, a[1][0] * tokens + a[1][1] * first)
+    third = time(1, a[2][0] * tokens + a[2][1] * first + a[2][2] * second)
+    fourth = variables(1, a[3][0] * tokens + a[3][1] * first + a[3][2] * second + a[3][3] * third)
+    wanted = sum(w * x for w, x in zip(a[4], (tokens, first, second, third, fourth), strict=True))
+    torch.testing.assert_close(network.mix(tokens), network.norms[-1](wanted))
+
+
+def test_a_weighted_average_starts_with_the_last_input() -> None:
+    inputs = [torch.full((2,), value) for value in (1.0, 2.0, 3.0)]
+    assert WeightedAverage(3)(inputs).tolist() == [3.0, 3.0]
+
+
+def test_patchtst_pads_the_end_and_keeps_channels_apart() -> None:
+    torch.manual_seed(0)
+    spec = make_spec(channels=2, lookback=53)
+    network, batch = small_patchtst(spec, norm=False), make_batch(spec)
+    assert len(network.positions) == (53 - 16) // 8 + 2
+    past = batch["past"].clone().requires_grad_()
+    network({**batch, "past": past})[..., 0].sum().backward()
+    assert past.grad[..., 1].abs().sum() == 0
+    assert (past.grad[:, :, 0].abs().sum(0) > 0).all(), "a step of the window is not read"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s: small_tsm2(s, depth=0), "TSM2: depth is 0"),
+        (lambda s: small_tsm2(s, patch=99), "TSM2: patch is 99, expected 1 to the lookback"),
+        (lambda s: small_patchtst(s, stride=17), "PatchTST: stride is 17 and patch is 16"),
+        (lambda s: small_patchtst(s, heads=3), r"PatchTST: heads is 3, expected a divisor of width \(8\)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(make_spec())

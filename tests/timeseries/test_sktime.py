@@ -14,9 +14,9 @@ from sktime.utils.estimator_checks import check_estimator
 
 from scanweave.core import ConfigError, DataError
 from scanweave.timeseries.quantiles import at_levels
-from scanweave.timeseries.sktime import ScanForecaster, TPGNForecaster
+from scanweave.timeseries.sktime import ScanForecaster, TPGNForecaster, TSM2Forecaster
 
-ESTIMATORS = [TPGNForecaster, ScanForecaster]
+ESTIMATORS = [TPGNForecaster, ScanForecaster, TSM2Forecaster]
 
 
 @pytest.mark.filterwarnings("ignore")
