@@ -191,7 +191,7 @@ LONG = "id,step,label,v\ns0,0,a,1\ns0,1,a,2\ns1,0,b,1\ns1,1,b,3\n"
     ("text", "said"),
     [
         ("", "the file is empty"),
-        ("label,t0,t1\n", "0 data rows"),
+        ("label,t0,t1\n", "0 data rows; expected at least a row of values"),
         (wide(label=""), "row 10, column 'label': found no label (1 such rows)"),
         (wide(value="many"), "row 10, column 't1': found 'many', expected a number"),
         (wide(value="inf"), "row 10, column 't1': found inf"),

@@ -70,7 +70,7 @@ def read_csv(path: Path, options: CsvOptions, *, labelled: bool = True) -> Panel
     named = [name for name in (part["label"], part["id"], part["time"]) if name is not None]
     # The table reader wants a column that orders the rows, and reads it as text; a wide file has none.
     order = part["time"] or (named or header)[0]
-    table = load_table(path, replace(options.read, time=order), named)
+    table = load_table(path, replace(options.read, time=order), named, needed="a row of values")
     if order not in named:
         table.frame[order] = _plain(table.frame[order], dialect)
     values = options.values or [name for name in table.frame.columns if name not in named]

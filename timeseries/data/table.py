@@ -74,7 +74,12 @@ class Columns:
         return cls(values["time"], values["id"], targets, covariates, known)
 
 
-def load_table(source: str | Path | pd.DataFrame, options: ReadOptions, texts: Sequence[str] = ()) -> Table:
+def load_table(
+    source: str | Path | pd.DataFrame,
+    options: ReadOptions,
+    texts: Sequence[str] = (),
+    needed: str = "lookback + horizon rows",
+) -> Table:
     """Read a CSV file, or take a data frame, and find its time column.
 
     Args:
@@ -82,6 +87,7 @@ def load_table(source: str | Path | pd.DataFrame, options: ReadOptions, texts: S
             the index merely counts the rows and a column is named like a time.
         options: How to read it.
         texts: Further columns of a file that are text, whatever they look like.
+        needed: What a message about an empty table expects at least.
 
     Returns:
         The table with at least one row; blank rows of a file are left out.
@@ -94,7 +100,7 @@ def load_table(source: str | Path | pd.DataFrame, options: ReadOptions, texts: S
     else:
         table = _from_file(Path(source), options, texts)
     if table.frame.empty:
-        raise DataError(f"{table.name}: found a header and 0 data rows; expected rows of values")
+        raise DataError(f"{table.name}: found a header and 0 data rows; expected at least {needed}")
     return table
 
 
