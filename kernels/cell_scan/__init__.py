@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -223,3 +224,7 @@ _op = define_op(
 register_kernel(_OP, "reference", Kernel(cell_scan_reference, None, always))
 _serve("chunked", chunked, always)
 _serve("cpu", cpu, cpu_refuses, cpu.CELLS)
+if find_spec("triton"):
+    from . import triton
+
+    _serve("triton", triton, triton.refuses, triton.CELLS)

@@ -30,13 +30,15 @@ def refuses(tensor: Tensor) -> str | None:
 
 
 @triton.jit
-def _logistic(x):
+def logistic(x):
+    """Return 1 / (1 + exp(-x))."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
+    """Return log(1 + exp(x))."""
     # log(1 + e) as 2 artanh(e / (2 + e)): the device's own logarithm loses the digits of a small e.
     e = tl.exp(-tl.abs(x))
     s = e / (2.0 + e)
@@ -83,7 +85,7 @@ def _step_size(dt, batch, step, bias, b, t, t_mask, c, c_mask, SOFTPLUS: tl.cons
     raw = _rows(dt, batch, step, b, t, t_mask, c, c_mask) + bias[None, :]
     delta = raw
     if SOFTPLUS:
-        delta = _softplus(raw)
+        delta = softplus(raw)
     return tl.where(t_mask[:, None] & c_mask[None, :], delta, 0.0), raw
 
 
@@ -139,7 +141,7 @@ def _forward(
         y_t = tl.sum(states * C_t[:, None, :], 2) + skip[None, :] * u_t
         if z is not None:
             z_t = _rows(z, z_batch, z_step, b, t, t_mask, c, c_mask)
-            y_t *= z_t * _logistic(z_t)
+            y_t *= z_t * logistic(z_t)
         at = (b * length + t)[:, None] * channels + c[None, :]
         tl.store(y + at, y_t, mask=t_mask[:, None] & c_mask[None, :])
         h = _pick(states, steps, CHUNK - 1)
@@ -213,7 +215,7 @@ def _backward(
             dread = _rows(dy, dy_batch, dy_step, b, t, t_mask, c, c_mask)
         if z is not None:
             z_t = _rows(z, z_batch, z_step, b, t, t_mask, c, c_mask)
-            gate = _logistic(z_t)
+            gate = logistic(z_t)
             read = tl.sum(states * C_t[:, None, :], 2) + skip[None, :] * u_t
             tl.store(dz + at, dread * read * gate * (1.0 + z_t * (1.0 - gate)), mask=row_mask)
             dread *= z_t * gate
@@ -241,7 +243,7 @@ def _backward(
         rate_sum += tl.sum(exponent * delta[:, :, None], 0)
         ddelta = tl.sum(exponent * rate[None, :, :], 2) + dx * u_t
         if SOFTPLUS:
-            ddelta *= _logistic(raw)
+            ddelta *= logistic(raw)
         tl.store(ddt + at, ddelta, mask=row_mask)
         tl.store(du + at, dx * delta + dread * skip[None, :], mask=row_mask)
         skip_sum += tl.sum(dread * u_t, 0)

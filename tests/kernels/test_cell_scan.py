@@ -19,10 +19,9 @@ BUILT_IN = ("elman", "lstm", "gru", "slstm", "slstm_exp")
 HEADS, SIZE = 3, 4
 LAYERS = {"elman": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
-every_backend = pytest.mark.parametrize("backend", [*backends(CASE), "reference"])
-compiled = pytest.mark.parametrize(
-    "backend", [name for name in backends(CASE) if name != "triton" or torch.cuda.is_available()]
-)
+COMPILED = [name for name in backends(CASE) if name != "triton" or torch.cuda.is_available()]
+every_backend = pytest.mark.parametrize("backend", [*COMPILED, "reference"])
+compiled = pytest.mark.parametrize("backend", COMPILED)
 
 
 def _draw(cell: str, length: int, size: int, heads: int, batch: int = 2) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ def _row(cell: str, size: int) -> Case:
         extreme=partial(_extreme, cell=cell, size=size),
         # In float64 the contract's differences would take too long: tests beside it draw less.
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
-        interpreted=9,
+        interpreted=0,
     )
 
 
@@ -82,7 +82,8 @@ _MISTAKES = (
 )
 
 CASES = (
-    _row("elman", 3),
+    # The plainest cell stands for all in Triton's interpreter; the others' gradients have tests of their own.
+    replace(_row("elman", 3), interpreted=17),
     replace(_row("lstm", 8), mistakes=_MISTAKES),
     _row("gru", 8),
     replace(_row("slstm", 5), variants=({}, {"cell": "slstm_exp"})),
