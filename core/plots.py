@@ -167,11 +167,13 @@ def confusion_figure(
     rows = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
     side = min(14.0, 3.2 + 0.55 * k)
-    figure, (ax,) = new_figure(side + 0.8, side)
+    longest = max(map(len, classes), default=0)
+    # The squares keep their shape, so the layout has no room to give: names get an inch for twelve letters.
+    figure, (ax,) = new_figure(side + 0.8 + longest / 12, side)
     image = ax.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    long_names = max(map(len, classes), default=0) * k > 40
+    long_names = longest * k > 40
     ax.set_xticks(range(k), classes, rotation=45 if long_names else 0, ha="right" if long_names else "center")
     ax.set_yticks(range(k), classes)
     ax.tick_params(length=0)
