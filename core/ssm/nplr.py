@@ -1,4 +1,4 @@
-"""S4's system: a diagonal less a product of rank one, bilinear, with a kernel by Cauchy sums."""
+"""S4's system: a diagonal less a product of rank one, bilinear, with its kernel by Cauchy sums or by powers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ class NPLR(Dense):
         B: (C, N) complex.
         C: (C, N) complex.
         dt: (C, 1) real, > 0.
+        cauchy: Whether the kernel comes from the generating function; else from products of powers, as a dense
+            system's. Both give the same numbers.
 
     Source:
         Gu et al., S4 (2022), section 3.2 and appendix C.2.
     """
 
-    def __init__(self, poles: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> None:
+    def __init__(self, poles: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, cauchy: bool) -> None:
+        self.cauchy = cauchy
         self.poles, self.P, self.continuous_B, self.dt = poles, P, B, dt
         self._resolvent = 1 / (2 / dt - poles)
         into = self._solve(2 * B.unsqueeze(-1)).squeeze(-1)
@@ -44,7 +47,7 @@ class NPLR(Dense):
         return self._apply(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
     def kernel(self, length: int) -> Tensor:
-        """Return the impulse response from its generating function at the roots of unity.
+        """Return the impulse response (C, length), with ``cauchy`` from its generating function at the roots of unity.
 
         ``sum_l K_l w^l = C (1 - Abar^L w^L) (1 - Abar w)^-1 Bbar``; the Cauchy sums go over blocks of frequencies.
 
@@ -52,6 +55,8 @@ class NPLR(Dense):
             Gu et al., S4 (2022), section 3.2 and appendix C.3, with w = e^(-i theta) and both sides divided by
             2 e^(-i theta/2), so that no root of unity is singular.
         """
+        if not self.cauchy:
+            return super().kernel(length)
         truncated = self.C - self.advance(self.C, length, transposed=True)
         C = deinterleave(truncated).conj() / 2
         P, B = self.P, self.continuous_B

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.bench
 BATCH, CHANNELS, STATES = 4, 64, 64
 LENGTHS = 1024, 4096, 16384, 65536
 RECURRENCE_TO = 4096  # beyond it all states of the recurrence take gigabytes
+CAUCHY_TO = 16384  # beyond it a backward pass takes minutes
 ROUNDS = {1024: 9, 4096: 5, 16384: 3, 65536: 1}
 
 
@@ -59,9 +60,12 @@ def _candidates(length: int) -> dict[str, Callable[[Tensor], Tensor]]:
     torch.manual_seed(0)
     ssm = DiagonalStateSpace("S4D", CHANNELS, STATES, "lin", "zoh", 1e-3, 1e-1)
     s4d, s4, s5 = (create_mixer(name, CHANNELS) for name in ("s4d", "s4", "s5"))
+    cauchy = create_mixer("s4", CHANNELS, kernel="cauchy")
     found = {"S4D by FFT": lambda u: _by_fft(ssm.system(), u)}
     if length <= RECURRENCE_TO:
         found["S4D by linear_scan"] = lambda u: _by_recurrence(ssm.system(), u)
+    if length <= CAUCHY_TO:
+        found["mixer s4, Cauchy sums"] = lambda u: cauchy(u)[0]
     return found | {"mixer s4d": lambda u: s4d(u)[0], "mixer s4": lambda u: s4(u)[0], "mixer s5": lambda u: s5(u)[0]}
 
 

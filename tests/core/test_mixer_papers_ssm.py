@@ -47,8 +47,9 @@ def test_s4d_is_a_sum_of_exponentials(init, method):
     assert_mixer_equals(mixer, x, gated(gelu(y + mixer.D * x), mixer.out_proj))
 
 
-def test_s4_is_the_bilinear_form_of_the_full_matrix():
-    mixer = stir(make("s4", 4, d_state=6))
+@pytest.mark.parametrize("kernel", ["powers", "cauchy"])
+def test_s4_is_the_bilinear_form_of_the_full_matrix(kernel):
+    mixer = stir(make("s4", 4, d_state=6, kernel=kernel))
     x, outputs = draw(2, 19, 4), []
     poles, P, B, C = mixer.poles(), *(complex_of(part) for part in (mixer.P, mixer.B, mixer.C))
     poles, P, B, C = (torch.cat([part, part.conj()], 1) for part in (poles, P, B, C))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -45,13 +46,18 @@ def diagonal_system(init="lin", method="zoh", size=SIZE, channels=CHANNELS, dtyp
     return Diagonal(*discretise_diagonal(poles, steps(channels).unsqueeze(1), method), C)
 
 
-def nplr_system(size=SIZE, channels=CHANNELS):
+def nplr_system(size=SIZE, channels=CHANNELS, cauchy=False):
     poles, P, B = (part.expand(channels, -1) for part in legs_nplr(size))
     C = draw(channels, size // 2, dtype=torch.complex128)
-    return nplr.NPLR(poles, P, B, C, steps(channels).unsqueeze(1))
+    return nplr.NPLR(poles, P, B, C, steps(channels).unsqueeze(1), cauchy)
 
 
-SYSTEMS = {"dense": dense_system, "diagonal": diagonal_system, "nplr": nplr_system}
+SYSTEMS = {
+    "dense": dense_system,
+    "diagonal": diagonal_system,
+    "nplr": nplr_system,
+    "cauchy": partial(nplr_system, cauchy=True),
+}
 
 
 def matrices(system):
@@ -146,10 +152,11 @@ def test_discretisation_equals_scipys(method):
         np.testing.assert_allclose(gain[c].numpy(), expected[1][:, 0], rtol=1e-10)
 
 
-def test_nplr_is_the_bilinear_form_of_legs():
+@pytest.mark.parametrize("cauchy", [False, True])
+def test_nplr_is_the_bilinear_form_of_legs(cauchy):
     # Impulse responses do not depend on the basis: read through V^* B itself.
     poles, P, B = (part.expand(CHANNELS, -1) for part in legs_nplr(SIZE))
-    system = nplr.NPLR(poles, P, B, B.conj(), steps().unsqueeze(1))
+    system = nplr.NPLR(poles, P, B, B.conj(), steps().unsqueeze(1), cauchy)
     A, B = (part.expand(CHANNELS, *part.shape) for part in legs(SIZE))
     Abar, Bbar = discretise_dense(A, B, steps(), "bilinear")
     assert error(system.kernel(200), power_loop(Abar, Bbar, B, 200)) < 1e-10
@@ -164,7 +171,7 @@ def test_kernels_equal_the_loop_over_powers(kind, length):
 
 
 def test_s4s_kernel_in_blocks_of_frequencies(monkeypatch):
-    mixer = create_mixer("s4", 4)
+    mixer = create_mixer("s4", 4, kernel="cauchy")
     system = mixer.system()
     whole = system.kernel(300)
     expected = power_loop(matrices(system), system.B, system.C, 300)
@@ -249,6 +256,8 @@ def test_what_cannot_be_is_refused():
         create_mixer("s4d", 4, init="line")
     with pytest.raises(ConfigError, match="H3: method is 'euler', expected zoh or bilinear"):
         create_mixer("h3", 4, method="euler")
+    with pytest.raises(ConfigError, match="S4: kernel is 'cauchi', expected powers or cauchy"):
+        create_mixer("s4", 4, kernel="cauchi")
     with pytest.raises(ConfigError, match="LSSL: measure is 'legx', expected legs or legt"):
         create_mixer("lssl", 4, measure="legx")
     with pytest.raises(ConfigError, match=r"groups is 3, expected .* a divisor of dim = 4"):
