@@ -8,6 +8,7 @@ from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
 from .mlstm_scan import MLSTMState, mlstm_scan
 from .plstm_scan import GridState, plstm_scan_2d
+from .prefix_attention import PrefixState, prefix_attention
 from .selective_scan import selective_scan
 from .ttt_linear import TTTState, ttt_linear
 from .wkv4 import WKV4State, wkv4
@@ -18,6 +19,7 @@ __all__ = [
     "Cell",
     "GridState",
     "MLSTMState",
+    "PrefixState",
     "TTTState",
     "WKV4State",
     "cell_scan",
@@ -27,6 +29,7 @@ __all__ = [
     "linear_scan",
     "mlstm_scan",
     "plstm_scan_2d",
+    "prefix_attention",
     "register_cell",
     "selective_scan",
     "served_by",

@@ -1,4 +1,4 @@
-"""The row of the op whose state is a fading average."""
+"""The rows of the ops whose state is an average."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanweave.kernels import wkv4
+from scanweave.kernels import prefix_attention, wkv4
 
 from ..contract import Case, Tensors, normal, packed
 
 CHANNELS = 5
+HEADS, WIDTH = 2, 3  # of prefix_attention
 WIDE = 35  # whole vectors of every instruction set, and one that is cut
 
 
@@ -95,4 +96,41 @@ _WIDE = replace(
     interpreted=0,
 )
 
-CASES = (_NARROW, _WIDE)
+
+def _draw_prefix(generator: torch.Generator, batch: int, length: int) -> Tensors:
+    weights = 0.5 + torch.rand(batch, HEADS, generator=generator, dtype=torch.float64)
+    state = normal(generator, batch, HEADS * WIDTH), weights, normal(generator, batch, HEADS)
+    return {
+        "scores": normal(generator, batch, length, HEADS),
+        "v": normal(generator, batch, length, HEADS, WIDTH),
+        "initial_state": torch.cat(state, 1),
+    }
+
+
+def _extreme_prefix(generator: torch.Generator, batch: int, length: int) -> Tensors:
+    """Return large scores of either sign."""
+    drawn = _draw_prefix(generator, batch, length)
+    scores = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4], dtype=torch.float64)
+    return {**drawn, "scores": scores[torch.randint(len(scores), drawn["scores"].shape, generator=generator)]}
+
+
+_PREFIX = Case(
+    name="prefix_attention",
+    op="wkv4",
+    call=packed(prefix_attention, ((HEADS, WIDTH), (HEADS,), (HEADS,))),
+    inputs=_draw_prefix,
+    sequences=frozenset({"scores", "v"}),
+    extreme=_extreme_prefix,
+    mistakes=(
+        ("v's axes", lambda t: {"v": t["v"][0]}, ValueError, r"prefix_attention: v has shape .*\(B, L, H, V\)"),
+        ("v's dtype", lambda t: {"v": t["v"].int()}, TypeError, "v has dtype int32"),
+        ("no step", lambda t: {n: t[n][:, :0] for n in ("scores", "v")}, ValueError, "length 0"),
+        ("scores' shape", lambda t: {"scores": t["scores"][..., :1]}, ValueError, r"scores has shape .*\(B, L, H\)"),
+        ("scores' dtype", lambda t: {"scores": t["scores"].double()}, TypeError, "scores has dtype float64"),
+        ("reset's shape", lambda t: {"reset": torch.zeros(2, 3, dtype=torch.bool)}, ValueError, "reset has shape"),
+    ),
+    # The same kernels as wkv4's, which the interpreter runs.
+    interpreted=0,
+)
+
+CASES = (_NARROW, _WIDE, _PREFIX)

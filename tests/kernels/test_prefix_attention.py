@@ -1,0 +1,49 @@
+"""prefix_attention beside PyTorch's attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scanweave.kernels import PrefixState, prefix_attention
+
+from .contract import assert_close, normal
+
+
+def test_equals_causal_attention_of_one_query() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, keys, v = normal(generator, 1, 3, 1, 4), normal(generator, 2, 3, 70, 4), normal(generator, 2, 3, 70, 5)
+    wanted = F.scaled_dot_product_attention(query.expand(2, -1, 70, -1), keys, v, is_causal=True)
+    scores = (query * keys).sum(-1) / 2
+    found, _ = prefix_attention(scores.transpose(1, 2), v.transpose(1, 2))
+    assert_close(found.transpose(1, 2), wanted, 1e-12, "o")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "chunked", "reference"])
+def test_one_score_far_above_all_others_takes_everything(backend: str) -> None:
+    scores = torch.tensor([-1e4, 0.0, 1e4, -1e4, 0.0]).view(1, 5, 1)
+    v = torch.arange(5.0).view(1, 5, 1, 1)
+    o, state = prefix_attention(scores, v, backend=backend)
+    assert o.flatten().tolist() == [0.0, 1.0, 2.0, 2.0, 2.0]
+    assert state.maximum.item() == 1e4
+
+
+def test_the_order_of_what_came_before_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, v = normal(generator, 1, 30, 2), normal(generator, 1, 30, 2, 3)
+    order = torch.randperm(30, generator=generator)
+    o, state = prefix_attention(scores, v)
+    shuffled, same = prefix_attention(scores[:, order], v[:, order])
+    assert_close(shuffled[:, -1], o[:, -1], 1e-12, "the last o")
+    for one, other in zip(same, state, strict=True):
+        assert_close(one, other, 1e-12, "state")
+
+
+def test_names_a_state_that_is_none() -> None:
+    scores, v = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2, 4)
+    with pytest.raises(TypeError, match="initial_state is a Tensor, expected the three tensors of PrefixState"):
+        prefix_attention(scores, v, initial_state=v)
+    state = PrefixState(torch.zeros(1, 2, 4), torch.zeros(1, 3), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"initial_state.denominator has shape \(1, 3\), expected \(B, H\)"):
+        prefix_attention(scores, v, initial_state=state)
