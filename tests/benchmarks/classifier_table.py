@@ -43,8 +43,8 @@ def load(name: str, part: str) -> tuple[Any, Any]:
     return load_from_tsfile(str(bundled_sets()[name] / f"{name}_{part}.ts"), return_data_type="nested_univ")
 
 
-def classifier(run: Run, unequal: bool) -> Any:
-    """Return the classifier of a run; ROCKET wants series of one length, so it gets unequal ones padded by zeros."""
+def classifier(run: Run, lengths: set[int]) -> Any:
+    """Return the classifier of a run; ROCKET wants one length, so it gets series padded by zeros to the longest."""
     from sktime.classification.kernel_based import RocketClassifier
     from sktime.transformations.panel.padder import PaddingTransformer
 
@@ -53,22 +53,25 @@ def classifier(run: Run, unequal: bool) -> Any:
     if run.model != ROCKET:
         return ScanClassifier(mixer=run.model, random_state=run.seed)
     rocket = RocketClassifier(random_state=run.seed)
-    return PaddingTransformer() * rocket if unequal else rocket
+    return PaddingTransformer(pad_length=max(lengths)) * rocket if len(lengths) > 1 else rocket
 
 
 def do(run: Run, out: Path) -> None:
     """Fit on the training part, measure on the test part, and write the result."""
-    from sktime.datatypes import check_is_scitype
-
     X, y = load(run.dataset, "TRAIN")
     X_test, y_test = load(run.dataset, "TEST")
-    unequal = not check_is_scitype(X, "Panel", return_metadata=["is_equal_length"])[2]["is_equal_length"]
-    model = classifier(run, unequal)
+    lengths = {len(series) for part in (X, X_test) for series in part.iloc[:, 0]}
+    model = classifier(run, lengths)
     begin = time.perf_counter()
     model.fit(X, y)
     seconds = time.perf_counter() - begin
     accuracy = float((model.predict(X_test) == y_test).mean())
-    result = {**asdict(run), "accuracy": accuracy, "seconds": seconds, "padded": unequal and run.model == ROCKET}
+    result = {
+        **asdict(run),
+        "accuracy": accuracy,
+        "seconds": seconds,
+        "padded": len(lengths) > 1 and run.model == ROCKET,
+    }
     beside = out / f"{run.name}.json.part"
     beside.write_text(json.dumps(result, indent=2))
     os.replace(beside, out / f"{run.name}.json")
