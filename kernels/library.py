@@ -45,6 +45,15 @@ def _direct(op: Op, kernel: Op) -> Op:
     return call
 
 
+def _exactly(kernel: Op, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Call a kernel with autocast off: the products it is made of keep the precision of its arguments."""
+    device = args[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return kernel(*args)
+    with torch.autocast(device, enabled=False):
+        return kernel(*args)
+
+
 def define_op(
     name: str,
     *,
@@ -87,12 +96,12 @@ def define_op(
     backward_op = getattr(torch.ops.scanweave, f"{name}_backward").default
 
     def run_forward(*args: Any) -> tuple[Tensor, ...]:
-        return dispatch.kernel(name, args[-1]).forward(*args[:-1])
+        return _exactly(dispatch.kernel(name, args[-1]).forward, args[:-1])
 
     def run_backward(*args: Any) -> tuple[Tensor, ...]:
         backward = dispatch.kernel(name, args[-1]).backward
         assert backward is not None, f"{name}: autograd differentiates the backend {args[-1]!r}"
-        return backward(*args[:-1])
+        return _exactly(backward, args[:-1])
 
     forward, backward = _direct(forward_op, run_forward), _direct(backward_op, run_backward)
     ordinary, transformed = _functions(

@@ -100,6 +100,28 @@ def _forward(
 
 
 @triton.jit
+def _recompute_row(
+    k, v, source, transition, left, lefts, downs, b, h, i, rows, columns, heads, keys, values, row, column,
+    FLIP_ROWS: tl.constexpr, FLIP_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write the states that enter the nodes of a row along it, and those down the columns that enter the next row."""
+    key, value = row < keys, column < values
+    mask = key[:, None] & value[None, :]
+    tile, size = row[:, None] * values + column[None, :], keys * values
+    along = tl.zeros(tile.shape, dtype=tl.float32)
+    if left is not None:
+        along = tl.load(left + _edge(b, h, i, rows, heads, FLIP_ROWS) * size + tile, mask=mask, other=0.0)
+    for j in range(columns):
+        n = _node(b, h, i, j, rows, columns, heads, FLIP_ROWS, FLIP_COLUMNS)
+        k_n = tl.load(k + n * keys + row, mask=key, other=0.0).to(tl.float32)
+        v_n = tl.load(v + n * values + column, mask=value, other=0.0).to(tl.float32)
+        tl.store(lefts + j * size, along, mask=mask)
+        down = tl.load(downs + j * size, mask=mask, other=0.0)
+        along, down = _passed(source, transition, n, k_n, v_n, along, down)
+        tl.store(downs + (columns + j) * size, down, mask=mask)
+
+
+@triton.jit
 def _backward(
     q, k, v, source, transition, mark, direct, left, before, do, dright, dbottom, states, waiting,
     dq, dk, dv, dsource, dtransition, dmark, ddirect, dleft, dtop,
@@ -132,19 +154,10 @@ def _backward(
             tl.store(downs + j * size, tl.load(first + j * heads * size, mask=mask, other=0.0), mask=mask)
         for r in range(count):
             tl.debug_barrier()
-            i = band * BAND + r
-            along = tl.zeros([K, V], dtype=tl.float32)
-            if left is not None:
-                along = tl.load(left + _edge(b, h, i, rows, heads, FLIP_ROWS) * size + tile, mask=mask, other=0.0)
-            for j in range(columns):
-                n = _node(b, h, i, j, rows, columns, heads, FLIP_ROWS, FLIP_COLUMNS)
-                place = (r * columns + j) * size
-                k_n = tl.load(k + n * keys + row, mask=key, other=0.0).to(tl.float32)
-                v_n = tl.load(v + n * values + column, mask=value, other=0.0).to(tl.float32)
-                tl.store(lefts + place, along, mask=mask)
-                down = tl.load(downs + place, mask=mask, other=0.0)
-                along, down = _passed(source, transition, n, k_n, v_n, along, down)
-                tl.store(downs + place + columns * size, down, mask=mask)
+            _recompute_row(
+                k, v, source, transition, left, lefts + r * columns * size, downs + r * columns * size, b, h,
+                band * BAND + r, rows, columns, heads, keys, values, row, column, FLIP_ROWS, FLIP_COLUMNS,
+            )  # fmt: skip
         tl.debug_barrier()
         for up in range(count):
             r = count - 1 - up

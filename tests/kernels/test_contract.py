@@ -320,6 +320,16 @@ def test_gradients_under_vmap(case: Case, backend: str) -> None:
             assert_close(found[name][i], wanted, BACKWARD_BOUND[torch.float32], f"gradient of {name}")
 
 
+@served
+def test_autocast_changes_nothing(case: Case, backend: str) -> None:
+    drawn = case.draw(_length(case, backend, 21), dtype=torch.float32)
+    wanted = gradients(case, drawn, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(case, drawn, backend=backend)
+    for one, other in zip((*found[:2], *found[2].values()), (*wanted[:2], *wanted[2].values()), strict=True):
+        assert torch.equal(one, other)
+
+
 @threaded
 def test_threads_do_not_change_a_bit(case: Case, backend: str) -> None:
     drawn, before = case.draw(1000, batch=3, dtype=torch.float32), torch.get_num_threads()
