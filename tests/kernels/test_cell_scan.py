@@ -89,6 +89,7 @@ def _blocks(R: Tensor) -> Tensor:
 @pytest.mark.parametrize("cell", LAYERS)
 def test_equals_the_layer_of_torch(backend: str, cell: str) -> None:
     generator, gates, width = torch.Generator().manual_seed(0), len(find_cell(cell).gates), HEADS * SIZE
+    torch.manual_seed(0)  # the layer draws its weights from the global generator
     layer = LAYERS[cell](5, width, batch_first=True)
     R = (normal(generator, HEADS, gates, SIZE, SIZE) / 2).float().requires_grad_()
     with torch.no_grad():
