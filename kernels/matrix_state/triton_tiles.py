@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 8192  # numbers in a tile of a chunk's keys, and at most twice those of the state a program holds
+TILE = 4096  # numbers in a tile of a chunk's keys, and in the state that a program holds
 
 
 def refuses(tensor: Tensor) -> str | None:
@@ -240,7 +240,7 @@ class Recurrence:
     @property
     def block_v(self) -> int:
         """How many of the state's columns a program holds."""
-        return max(16, min(64, triton.next_power_of_2(self.r.shape[3]), TILE // 2 // self.block_k))
+        return max(16, min(64, triton.next_power_of_2(self.r.shape[3]), TILE // self.block_k))
 
     @property
     def chunk(self) -> int:

@@ -2,6 +2,9 @@
 
 Every row of the table is called on CPU tensors with the launch replaced: it compiles the kernel for the target with the
 arguments it got, and runs nothing. Prints one JSON line per kernel: its name, its arguments, its spilled bytes.
+
+``python -m tests.kernels.aot 90 --wide [NAME]`` calls the ops, those whose name begins with NAME, at widths of 64 and
+128 instead, and prints a line of each kernel's registers, spilled bytes and shared memory.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -23,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from scanweave.kernels import dispatch
 
+from . import wide
 from .contract import draw_reset, gradients
 from .table import CASES
 
@@ -52,19 +58,24 @@ def _source(fn: JITFunction, bound: dict[str, Any]) -> ASTSource:
     return ASTSource(fn, signature, constexprs=constants, attrs=attributes)
 
 
-def _spilled_bytes(ptx: str, arch: int) -> int:
+def _use(ptx: str, arch: int) -> tuple[int, int]:
+    """Return a kernel's registers and the bytes that it spills."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         tool, name = get_ptxas(arch).path, sm_arch_from_capability(arch)
         command = [tool, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(map(int, re.findall(r"(\d+) bytes spill stores", report)))
+    registers, spills = (re.findall(pattern, report) for pattern in (r"Used (\d+) reg", r"(\d+) bytes spill stores"))
+    return max(map(int, registers)), sum(map(int, spills))
 
 
-def main(arch: int) -> None:
-    """Compile every kernel of every row once per set of argument types."""
-    target, seen, limit = GPUTarget("cuda", arch, 32), set(), 0
+Report = Callable[[JITFunction, str, int, int, int], None]
+
+
+def _compile_for(arch: int, report: Report) -> None:
+    """Let every launch compile its kernel, once per set of argument types, instead of running it."""
+    target, seen = GPUTarget("cuda", arch, 32), set()
 
     def compile_instead(fn: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         bound = {
@@ -76,17 +87,33 @@ def main(arch: int) -> None:
         key = f"{fn.__name__} {source.signature} {source.constants} {options}"
         if key not in seen:
             seen.add(key)
-            ptx = triton.compile(source, target=target, options=options).asm["ptx"]
-            found = {"kernel": fn.__qualname__, "key": key, "spills": _spilled_bytes(ptx, arch), "limit": limit}
-            print(json.dumps(found), flush=True)
+            compiled = triton.compile(source, target=target, options=options)
+            report(fn, key, *_use(compiled.asm["ptx"], arch), compiled.metadata.shared)
 
     JITFunction.run = compile_instead
+
+
+def _serves(op: str) -> bool:
+    """Let the op's Triton form serve CPU tensors; return whether there is one."""
+    try:
+        form = dispatch.kernel(op, "triton")
+    except KeyError:
+        return False
+    dispatch.register_kernel(op, "triton", replace(form, refuses=dispatch.always))
+    return True
+
+
+def main(arch: int) -> None:
+    """Compile every kernel of every row of the table."""
+    limit = 0
+
+    def report(fn: JITFunction, key: str, registers: int, spills: int, shared: int) -> None:
+        print(json.dumps({"kernel": fn.__qualname__, "key": key, "spills": spills, "limit": limit}), flush=True)
+
+    _compile_for(arch, report)
     for case in CASES.values():
-        try:
-            form = dispatch.kernel(case.op, "triton")
-        except KeyError:
+        if not _serves(case.op):
             continue
-        dispatch.register_kernel(case.op, "triton", replace(form, refuses=dispatch.always))
         limit = case.spills
         # One type for each target, where a row has both: all of them on all would take minutes more.
         dtype = torch.bfloat16 if arch >= 90 and torch.bfloat16 in case.dtypes else torch.float32
@@ -94,5 +121,24 @@ def main(arch: int) -> None:
             gradients(case, case.draw(130, dtype=dtype), reset=draw_reset(130), backend="triton", **options)
 
 
+def main_wide(arch: int, prefix: str) -> None:
+    """Compile the kernels of the ops whose names begin with ``prefix`` at the widths of models."""
+    place = ""
+
+    def report(fn: JITFunction, key: str, registers: int, spills: int, shared: int) -> None:
+        print(f"{place} {fn.__name__}: {registers} registers, {spills} bytes spilled, {shared} shared", flush=True)
+
+    _compile_for(arch, report)
+    for width, dtype in product((64, 128), (torch.float32, torch.bfloat16)):
+        for name, call in wide.calls(width, dtype):
+            if name.startswith(prefix):
+                _serves(name.partition("-")[0])
+                place = f"{name} {width} {str(dtype).removeprefix('torch.')}"
+                wide.run(call)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    if "--wide" in sys.argv:
+        main_wide(int(sys.argv[1]), "".join(sys.argv[3:]))
+    else:
+        main(int(sys.argv[1]))
