@@ -41,6 +41,7 @@ class Case:
         interpreted: The longest sequence that Triton's interpreter gets through in seconds; 0 leaves the row to GPUs
             and to tests beside the contract.
         calls: How many registered ops one call runs.
+        composed: Whether PyTorch's own ops are a part of it, whose threads a forked child lacks.
         spills: Bytes of registers that a compiled kernel may put into memory.
         restarts: Whether ``reset`` is the op's own; a gate of 0 in its place would let NaN through.
     """
@@ -58,6 +59,7 @@ class Case:
     mistakes: Sequence[tuple[str, Callable[[Tensors], dict[str, Any]], type[Exception], str]] = field(default=())
     interpreted: int = 1000
     calls: int = 1
+    composed: bool = False
     spills: int = 64
     restarts: bool = True
 

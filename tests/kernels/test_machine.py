@@ -74,7 +74,7 @@ import os, signal, torch
 from tests.kernels.contract import gradients
 from tests.kernels.table import CASES
 torch.set_num_threads(4)
-cases = sorted(CASES.values(), key=lambda c: c.calls)
+cases = sorted(CASES.values(), key=lambda c: c.composed)
 drawn = {c.name: c.draw(1000, batch=16, dtype=torch.float32) for c in cases}
 before = [gradients(c, drawn[c.name], backend="cpu")[0] for c in cases]
 child = os.fork()
@@ -84,7 +84,7 @@ if child == 0:
     with torch.no_grad():
         for c in cases:
             # PyTorch's own threads, which composed ops start, would wait for ever: data-loader workers set this.
-            if c.calls > 1:
+            if c.composed:
                 torch.set_num_threads(1)
             after.append(c.call(**drawn[c.name], backend="cpu")[0])
     torch.set_num_threads(1)

@@ -131,6 +131,7 @@ _PREFIX = Case(
     ),
     # The same kernels as wkv4's, which the interpreter runs.
     interpreted=0,
+    composed=True,
 )
 
 CASES = (_NARROW, _WIDE, _PREFIX)

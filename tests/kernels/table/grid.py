@@ -90,5 +90,6 @@ CASES = (
         ),
         interpreted=0,
         restarts=False,
+        composed=True,
     ),
 )

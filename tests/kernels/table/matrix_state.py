@@ -245,5 +245,6 @@ CASES = (
         ),
         interpreted=0,
         calls=2,
+        composed=True,
     ),
 )
