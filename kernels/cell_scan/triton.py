@@ -4,7 +4,9 @@ Up to :data:`HELD` features the head's recurrent matrix stays in registers and s
 GPU's cache at each step, and what it multiplies goes through a buffer of the program's own.
 """
 
-# ruff: noqa: RUF005 a compiled kernel joins tuples by + alone
+# A compiled kernel joins tuples by + alone, and their length is its own.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment, misc"
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ def _draw(cell: str, batch: int, length: int, heads: int, size: int) -> dict[str
     }
 
 
-def _agree(cell: str, drawn: dict[str, Tensor], reset: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+def assert_agrees(
+    cell: str, drawn: dict[str, Tensor], reset: Tensor | None, dtype: torch.dtype = torch.float32
+) -> None:
     generator, results = torch.Generator().manual_seed(7), []
     _, batch, heads, size = drawn["initial_state"].shape
     weights = [normal(generator, *drawn["wx"].shape[:3], size)]
@@ -58,18 +60,18 @@ def test_every_cell_agrees_with_the_reference(cell: str) -> None:
     drawn = _draw(cell, 18, 3, 2, 5)
     reset = torch.zeros(18, 3, dtype=torch.bool)
     reset[::2, 1] = reset[1, 0] = reset[17, 2] = True
-    _agree(cell, drawn, reset)
+    assert_agrees(cell, drawn, reset)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_matrix_too_wide_to_hold_is_read_at_each_step(cell: str) -> None:
-    _agree(cell, _draw(cell, 2, 3, 1, 72), None)
+    assert_agrees(cell, _draw(cell, 2, 3, 1, 72), None)
 
 
 def test_half_precision_and_strides_of_the_gates() -> None:
     drawn = _draw("slstm", 2, 4, 2, 3)
     drawn["wx"] = drawn["wx"].transpose(1, 2).contiguous().transpose(1, 2)
-    _agree("slstm", drawn, None, torch.bfloat16)
+    assert_agrees("slstm", drawn, None, torch.bfloat16)
 
 
 def test_says_which_widths_it_serves() -> None:
