@@ -206,37 +206,8 @@ class TSM2Forecaster(ScanForecaster):
     Several columns of ``y`` are forecast together and see each other. Trained on all windows of the series; one pass
     forecasts the whole horizon. Quantiles, exogenous data and missing values as in :class:`ScanForecaster`.
 
-    Parameters
-    ----------
-    mixer : str, default="mamba"
-        A registered mixer's name.
-    depth : int, default=2
-        Layers, each with a mixer along time and one across the variables.
-    width : int, default=32
-        Features of a token.
-    patch : int, default=4
-        Rows in a token.
-    lookback : int or None, default=None
-        Rows of the past that a forecast is made from. By default two seasons or two horizons, whichever is longer, and
-        at most half of the series.
-    sp : int or None, default=None
-        Rows in a season; by default by the index's frequency, and 1 without dates.
-    norm : bool, default=True
-        Normalise each window.
-    quantiles : sequence of float, default=(0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-        Levels that are trained; others are read off between them. Empty for a point forecast of least squared error.
-    validation : float, default=0.2
-        Share of the windows, the last ones, that choose the epoch and calibrate the quantiles; 0 for none.
-    max_epochs : int, default=30
-        Passes over the training windows.
-    batch_size : int, default=32
-        Windows in an optimiser step.
-    lr : float, default=3e-3
-        Learning rate of Adam, times 0.9 after each epoch.
-    accelerator : str, default="cpu"
-        As Lightning's Trainer takes it: "cpu", "gpu", "auto".
-    random_state : int or None, default=0
-        Seed of weights and order; None for another one at each fit.
+    Its parameters are those of :class:`ScanForecaster`; ``depth`` counts layers, each with a mixer along time and one
+    across the variables.
 
     Examples
     --------

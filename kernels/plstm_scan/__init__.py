@@ -14,7 +14,7 @@ from ..library import define_op, gradients_of
 from . import chunked, cpu
 from .bands import bands
 from .reference import plstm_grid_reference
-from .walk import walked
+from .walk import Call, as_kernel, walked
 
 __all__ = ["GridState", "plstm_scan_2d"]
 
@@ -98,7 +98,7 @@ def plstm_scan_2d(
     factor = q.shape[4] ** -0.5 if scale is None else scale
     chosen = select(_OP, q, backend)
     if chosen == "reference":
-        o, along, across = walked(plstm_grid_reference, (*nodes, left, top), flips, factor)
+        o, along, across = walked(plstm_grid_reference, Call(nodes, (left, top), flips, factor))
     else:
         o, along, across, _ = _op(*nodes, left, top, *flips, factor, False, chosen)
     return o, GridState(along, across)
@@ -163,10 +163,10 @@ def _fake_backward(*saved: Any) -> tuple[Tensor, ...]:
 
 def _gradients(*saved: Any) -> tuple[Tensor | None, ...]:
     """Return the gradients by differentiating the reference form: for a gradient of the gradient."""
-    flip_rows, flip_columns, scale = saved[9:12]
+    plain = saved[9:12]
 
-    def run(*arguments: Tensor | None) -> tuple[Tensor, ...]:
-        return walked(plstm_grid_reference, arguments, (flip_rows, flip_columns), scale)
+    def run(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return walked(plstm_grid_reference, Call.of((*tensors, *plain)))
 
     return gradients_of(run, saved[:9], saved[13:])[:9]
 
@@ -191,9 +191,9 @@ _op = define_op(
     extras=1,
 )
 register_kernel(_OP, "reference", Kernel(plstm_grid_reference, None, always))
-register_kernel(_OP, "chunked", Kernel(chunked.forward, chunked.backward, always))
-register_kernel(_OP, "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
+register_kernel(_OP, "chunked", as_kernel(chunked, always))
+register_kernel(_OP, "cpu", as_kernel(cpu, cpu_refuses))
 if find_spec("triton"):
     from . import triton
 
-    register_kernel(_OP, "triton", Kernel(triton.forward, triton.backward, triton.refuses))
+    register_kernel(_OP, "triton", as_kernel(triton, triton.refuses))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..checks import state_dtype
 from ..library import recording
 from .tiles import merge, pass_through
-from .walk import walked
+from .walk import NODES, Call, walked
 
 TILE = 16  # sides of a tile
 
@@ -94,20 +93,19 @@ def _tiles(length: int) -> list[slice]:
     return [slice(start, min(start + TILE, length)) for start in range(0, length, TILE)]
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what :func:`.cpu.forward` returns; nothing is saved."""
-    *tensors, flip_rows, flip_columns, scale, _ = arguments
-    o, along, across = walked(plstm_grid_chunked, tensors, (flip_rows, flip_columns), scale)
+def forward(call: Call, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the op; nothing is saved."""
+    o, along, across = walked(plstm_grid_chunked, call)
     nothing = along.new_empty((len(o), 0, *across.shape[1:]))
     return o.contiguous(), along.contiguous(), across.contiguous(), nothing
 
 
-def backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """Return what :func:`.cpu.backward` returns, by differentiating the forward pass anew."""
-    tensors, (flip_rows, flip_columns, scale, before), into = arguments[:9], arguments[9:13], arguments[13:]
+def backward(call: Call, before: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Return the gradients, by differentiating the forward pass anew."""
     with recording():
-        leaves = [None if x is None else x.detach().requires_grad_() for x in tensors]
-        outputs = walked(plstm_grid_chunked, leaves, (flip_rows, flip_columns), scale)
+        leaves = [None if x is None else x.detach().requires_grad_() for x in (*call.nodes, *call.entering)]
+        again = Call(tuple(leaves[:NODES]), tuple(leaves[NODES:]), call.flips, call.scale)  # type: ignore[arg-type]
+        outputs = walked(plstm_grid_chunked, again)
         given = [i for i, g in enumerate(into) if g is not None]
         found = iter(
             torch.autograd.grad(

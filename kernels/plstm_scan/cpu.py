@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..checks import state_dtype
 from ..cpu import POINTER, function, pointer
 from .bands import BAND, bands
+from .walk import Call
 
 _SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
 # As the structs Problem, Outputs, Incoming and Gradients of cpu.cpp have them.
@@ -49,92 +51,59 @@ def _edges(x: Tensor | None, flipped: bool) -> tuple[int, int]:
 class _Problem:
     """The op's tensors in the form the C functions take; it keeps them alive while they are read."""
 
-    def __init__(
-        self, nodes: tuple[Tensor, ...], edges: tuple[Tensor | None, ...], flips: tuple[bool, bool], scale: float
-    ):
-        q, _, v = nodes[:3]
+    def __init__(self, call: Call) -> None:
+        q, _, v = call.nodes[:3]
         dtype = state_dtype(q.dtype)
-        kept, states = [_packed(x, dtype) for x in nodes], [_packed(x, dtype) for x in edges]
-        self.keep, self.flips, self.dtype = (kept, states), flips, dtype
-        ends = [_edges(x, flipped) for x, flipped in zip(states, flips, strict=True)]
+        nodes = [_packed(x, dtype) for x in call.nodes]
+        states = [_packed(x, dtype) for x in call.entering]
+        self.keep, self.dtype = (nodes, states), dtype
+        ends = [_edges(x, flipped) for x, flipped in zip(states, call.flips, strict=True)]
         self.packed = _PROBLEM.pack(
-            *(word for x in kept for word in _nodes(x, flips)),
+            *(word for x in nodes for word in _nodes(x, call.flips)),
             *(address for address, _ in ends),
             *(step for _, step in ends),
             *q.shape,
             v.shape[-1],
             BAND,
-            scale,
+            call.scale,
         )
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    left: Tensor | None,
-    top: Tensor | None,
-    flip_rows: bool,
-    flip_columns: bool,
-    scale: float,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(call: Call, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return o, the states that leave the grid along its rows and its columns, and with ``save`` those into bands."""
-    flips = (flip_rows, flip_columns)
-    problem = _Problem((q, k, v, source, transition, mark, direct), (left, top), flips, scale)
+    q, _, v = call.nodes[:3]
+    problem = _Problem(call)
     batch, rows, columns, heads, keys = q.shape
     dtype, matrix = problem.dtype, (heads, keys, v.shape[-1])
     o = torch.empty((*q.shape[:4], v.shape[-1]), dtype=dtype)
     right = torch.empty((batch, rows, *matrix), dtype=dtype)
     bottom = torch.empty((batch, columns, *matrix), dtype=dtype)
     before = torch.empty((batch, bands(rows) if save else 0, columns, *matrix), dtype=dtype)
-    (r, r_x), (b, b_y) = _edges(right, flip_rows), _edges(bottom, flip_columns)
-    outputs = _OUTPUTS.pack(*_nodes(o, flips), r, b, r_x, b_y, pointer(before if save else None))
+    (r, r_x), (b, b_y) = (_edges(x, flipped) for x, flipped in zip((right, bottom), call.flips, strict=True))
+    outputs = _OUTPUTS.pack(*_nodes(o, call.flips), r, b, r_x, b_y, pointer(before if save else None))
     _check(_FORWARD[dtype](problem.packed, outputs) if o.numel() else 0)
     return o.to(q.dtype), right, bottom, before
 
 
-def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    left: Tensor | None,
-    top: Tensor | None,
-    flip_rows: bool,
-    flip_columns: bool,
-    scale: float,
-    before: Tensor,
-    do: Tensor | None,
-    dright: Tensor | None,
-    dbottom: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of the seven tensors on nodes and of the states that enter, empty where one is None."""
-    nodes, flips = (q, k, v, source, transition, mark, direct), (flip_rows, flip_columns)
-    problem = _Problem(nodes, (left, top), flips, scale)
+def backward(call: Call, before: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Return the gradients of the tensors on nodes and of the states that enter, empty where one is None."""
+    problem = _Problem(call)
     dtype = problem.dtype
-    grads = [torch.zeros(x.shape, dtype=dtype) for x in nodes]
-    entering = [torch.empty(0 if x is None else x.shape, dtype=dtype) for x in (left, top)]
-    into, right, bottom = (_packed(x, dtype) for x in (do, dright, dbottom))
-    (r, r_x), (b, b_y) = _edges(right, flip_rows), _edges(bottom, flip_columns)
+    grads = [torch.zeros(x.shape, dtype=dtype) for x in call.nodes]
+    entering = [torch.empty(0 if x is None else x.shape, dtype=dtype) for x in call.entering]
+    do, *leaving = (_packed(x, dtype) for x in into)
+    (r, r_x), (b, b_y) = (_edges(x, flipped) for x, flipped in zip(leaving, call.flips, strict=True))
     states = before.contiguous()
-    incoming = _INCOMING.pack(states.data_ptr(), *_nodes(into, flips), r, b, r_x, b_y)
+    incoming = _INCOMING.pack(states.data_ptr(), *_nodes(do, call.flips), r, b, r_x, b_y)
     ends = (
         0 if x is None else _edges(grad, flipped)[0]
-        for x, grad, flipped in zip((left, top), entering, flips, strict=True)
+        for x, grad, flipped in zip(call.entering, entering, call.flips, strict=True)
     )
-    gradients = _GRADIENTS.pack(*(word for x in grads for word in _nodes(x, flips)), *ends)
-    _check(_BACKWARD[dtype](problem.packed, incoming, gradients) if v.numel() else 0)
-    return *(g.to(x.dtype) for g, x in zip(grads, nodes, strict=True)), *entering
+    gradients = _GRADIENTS.pack(*(word for x in grads for word in _nodes(x, call.flips)), *ends)
+    _check(_BACKWARD[dtype](problem.packed, incoming, gradients) if do is None or do.numel() else 0)
+    return *(g.to(x.dtype) for g, x in zip(grads, call.nodes, strict=True)), *entering
 
 
 def _check(status: int) -> None:
     if status:
-        raise MemoryError("plstm_scan: no memory for the states of a band of rows")
+        raise MemoryError("plstm_scan_2d: no memory for the states of a band of rows")

@@ -6,6 +6,7 @@ Programs share nothing: what is summed over the values' columns is written once 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..checks import state_dtype
 from ..matrix_state.triton_tiles import on_device, refuses
 from .bands import BAND, bands
+from .walk import Call
 
 __all__ = ["backward", "forward", "refuses"]
 
@@ -216,35 +218,22 @@ def _backward(
             tl.store(to, tl.load(own + j * size, mask=mask, other=0.0), mask=mask)
 
 
-def _options(q: Tensor, v: Tensor, flip_rows: bool, flip_columns: bool) -> tuple[tuple[int, int], dict[str, Any]]:
+def _options(q: Tensor, v: Tensor, flips: tuple[bool, bool]) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the programs of a launch, and the kernels' constants."""
     keys = triton.next_power_of_2(q.shape[4])
     width = min(triton.next_power_of_2(v.shape[4]), max(8, TILE // keys))
     grid = (q.shape[0] * q.shape[3], triton.cdiv(v.shape[4], width))
-    flips = {"FLIP_ROWS": flip_rows, "FLIP_COLUMNS": flip_columns}
-    return grid, {"BAND": BAND, **flips, "K": keys, "V": width, "num_warps": 4 if keys * width >= 1024 else 1}
+    walk = dict(zip(("FLIP_ROWS", "FLIP_COLUMNS"), flips, strict=True))
+    return grid, {"BAND": BAND, **walk, "K": keys, "V": width, "num_warps": 4 if keys * width >= 1024 else 1}
 
 
 def _plain(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    left: Tensor | None,
-    top: Tensor | None,
-    flip_rows: bool,
-    flip_columns: bool,
-    scale: float,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(call: Call, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return what :func:`.cpu.forward` returns."""
+    q, _, v = call.nodes[:3]
     batch, rows, columns, heads, keys = q.shape
     matrix, dtype = (heads, keys, v.shape[4]), state_dtype(q.dtype)
     o = v.new_empty(v.shape)
@@ -253,50 +242,33 @@ def forward(
         for shape in ((rows,), (columns,), (bands(rows) if save else 0, columns), (columns,))
     )
     if o.numel():
-        grid, options = _options(q, v, flip_rows, flip_columns)
+        grid, options = _options(q, v, call.flips)
         with on_device(q):
             _forward[grid](
-                *_plain(q, k, v, source, transition, mark, direct, left, top), o, right, bottom,
-                before if save else None, waiting, *q.shape[1:], v.shape[4], scale, **options,
+                *_plain(*call.nodes, *call.entering), o, right, bottom, before if save else None, waiting,
+                *q.shape[1:], v.shape[4], call.scale, **options,
             )  # fmt: skip
     return o, right, bottom, before
 
 
-def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    left: Tensor | None,
-    top: Tensor | None,
-    flip_rows: bool,
-    flip_columns: bool,
-    scale: float,
-    before: Tensor,
-    do: Tensor | None,
-    dright: Tensor | None,
-    dbottom: Tensor | None,
-) -> tuple[Tensor, ...]:
+def backward(call: Call, before: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Return what :func:`.cpu.backward` returns."""
-    nodes, entering = (q, k, v, source, transition, mark, direct), (left, top)
+    q, k, v, *gates = call.nodes
     batch, _, columns, heads, keys = q.shape
-    dtype = before.dtype
-    grid, options = _options(q, v, flip_rows, flip_columns)
-    shares = [q.new_empty((grid[1], *x.shape), dtype=dtype) for x in (q, k, source, transition, mark, direct)]
+    grid, options = _options(q, v, call.flips)
+    summed = (q, k, *gates)
+    shares = [q.new_empty((grid[1], *x.shape), dtype=before.dtype) for x in summed]
     dv = v.new_empty(v.shape)
-    ends = [before.new_empty(0 if x is None else x.shape) for x in entering]
+    ends = [before.new_empty(0 if x is None else x.shape) for x in call.entering]
     if v.numel():
         matrix = (heads, columns, keys, v.shape[4])
         waiting, states = (before.new_empty((batch, n, *matrix)) for n in (1, 2 * BAND + 1))
-        dq, dk, *gates = shares
+        dq, dk, *dgates = shares
         with on_device(q):
             _backward[grid](
-                *_plain(*nodes, left, before, do, dright, dbottom), states, waiting, dq, dk, dv, *gates,
-                *(None if x is None else end for x, end in zip(entering, ends, strict=True)),
-                direct.numel(), *q.shape[1:], v.shape[4], scale, **options,
+                *_plain(*call.nodes, call.entering[0], before, *into), states, waiting, dq, dk, dv, *dgates,
+                *(None if x is None else end for x, end in zip(call.entering, ends, strict=True)),
+                gates[-1].numel(), *q.shape[1:], v.shape[4], call.scale, **options,
             )  # fmt: skip
-    dq, dk, *gates = (share.sum(0).to(x.dtype) for share, x in zip(shares, (q, k, *nodes[3:]), strict=True))
-    return dq, dk, dv, *gates, *ends
+    dq, dk, *dgates = (share.sum(0).to(x.dtype) for share, x in zip(shares, summed, strict=True))
+    return dq, dk, dv, *dgates, *ends
