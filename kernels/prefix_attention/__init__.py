@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ..checks import FLOATS, check_device, check_dtype, check_length, check_shape, state_dtype
 from ..dispatch import select
-from ..wkv4 import wkv4
+from ..wkv4 import WKV4State, wkv4
 from .reference import prefix_attention_reference
 
 __all__ = ["PrefixState", "prefix_attention"]
 
 _OP = "prefix_attention"
+#: The score of a masked step: far below any other, and such that differences of two are numbers.
+_MASKED = -1e30
 
 
 class PrefixState(NamedTuple):
@@ -42,7 +44,8 @@ def prefix_attention(
     bonus, a head's score standing for each of its channels, and has no kernel of its own.
 
     Args:
-        scores: s, the query's products with the keys, (B, L, H), finite; v's dtype.
+        scores: s, the query's products with the keys, (B, L, H), v's dtype; finite, or -inf for a masked step, which
+            counts for nothing whatever its value. Before any other step o is 0.
         v: Values, (B, L, H, V) float32, float64, bfloat16 or float16.
         initial_state: State before the first step, as a call returned it. Empty if None.
         reset: (B, L) bool; where True the state before that step counts as empty: the first step of each sequence of a
@@ -76,20 +79,20 @@ def prefix_attention(
         o, final = prefix_attention_reference(scores, v, state, reset)
         return o, PrefixState(*final)
     batch, _, heads, width = v.shape
-    per_channel = state.denominator.unsqueeze(-1), state.maximum.unsqueeze(-1)
-    channels = state.numerator, *(part.expand(batch, heads, width) for part in per_channel)
     none = v.new_zeros(heads * width)
-    o, (a, c, m) = wkv4(
-        scores.unsqueeze(-1).expand_as(v).flatten(2),
-        v.flatten(2),
-        none,
-        none,
-        initial_state=tuple(part.flatten(1) for part in channels) if initial_state is not None else None,
-        reset=reset,
-        backend=chosen,
-    )
+    before = None
+    if initial_state is not None:
+        parts = state.numerator, state.denominator.unsqueeze(-1), state.maximum.unsqueeze(-1)
+        before = WKV4State(*(part.expand(batch, heads, width).flatten(1) for part in parts))
+    # Masked steps weigh 1 until a score appears; then their weight underflows, and their values are 0 all along.
+    masked, lowest = torch.isneginf(scores), max(_MASKED, torch.finfo(v.dtype).min)
+    every = scores.masked_fill(masked, lowest).unsqueeze(-1).expand_as(v).flatten(2)
+    values = v.masked_fill(masked.unsqueeze(-1), 0).flatten(2)
+    o, (a, c, m) = wkv4(every, values, none, none, initial_state=before, reset=reset, backend=chosen)
     a, c, m = (part.unflatten(1, (heads, width)) for part in (a, c, m))
-    return o.unflatten(2, (heads, width)), PrefixState(a, c[..., 0], m[..., 0])
+    empty = m[..., 0] <= lowest
+    final = PrefixState(a, c[..., 0].masked_fill(empty, 0), m[..., 0].masked_fill(empty, -torch.inf))
+    return o.unflatten(2, (heads, width)), final
 
 
 def _check(scores: Tensor, v: Tensor, reset: Tensor | None) -> None:

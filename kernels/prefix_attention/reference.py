@@ -14,10 +14,10 @@ def prefix_attention_reference(
     """Average the values so far with weights ``exp(scores)``, step by step.
 
     The state holds ``a = sum e^(s_i - m) v_i``, ``c = sum e^(s_i - m)`` and ``m = max s_i``: a step takes the new
-    maximum and rescales both sums, so that no exponential exceeds 1; ``o_t = a_t / c_t``.
+    maximum and rescales both sums, so that no exponential exceeds 1; ``o_t = a_t / c_t``, 0 while all scores are -inf.
 
     Args:
-        scores: Logarithms of the weights (B, L, H).
+        scores: Logarithms of the weights (B, L, H); -inf for a masked step.
         v: Values (B, L, H, V).
         initial: a (B, H, V), c (B, H) and m (B, H) before the first step.
         reset: (B, L) bool; where True the state before that step counts as empty.
@@ -40,7 +40,9 @@ def prefix_attention_reference(
                 m.masked_fill(starts, -torch.inf),
             )
         largest = torch.maximum(m, s_t)
-        past, now = torch.exp(m - largest), torch.exp(s_t - largest)
-        a, c, m = past.unsqueeze(-1) * a + now.unsqueeze(-1) * v_t, past * c + now, largest
-        outputs.append(a / c.unsqueeze(-1))
+        level = largest.masked_fill(torch.isneginf(largest), 0)
+        past, now = torch.exp(m - level), torch.exp(s_t - level)
+        seen = v_t.masked_fill(torch.isneginf(s_t).unsqueeze(-1), 0)
+        a, c, m = past.unsqueeze(-1) * a + now.unsqueeze(-1) * seen, past * c + now, largest
+        outputs.append(a / c.masked_fill(torch.isneginf(m), 1).unsqueeze(-1))
     return torch.stack(outputs, 1).to(v.dtype), (a, c, m)
