@@ -7,6 +7,7 @@ from .dplr_scan import dplr_scan
 from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
 from .mlstm_scan import MLSTMState, mlstm_scan
+from .newton_scan import ConvergenceError, newton_scan
 from .plstm_scan import GridState, plstm_scan_2d
 from .prefix_attention import PrefixState, prefix_attention
 from .selective_scan import selective_scan
@@ -17,6 +18,7 @@ __all__ = [
     "BACKENDS",
     "BackendError",
     "Cell",
+    "ConvergenceError",
     "GridState",
     "MLSTMState",
     "PrefixState",
@@ -28,6 +30,7 @@ __all__ = [
     "gated_linear_attention",
     "linear_scan",
     "mlstm_scan",
+    "newton_scan",
     "plstm_scan_2d",
     "prefix_attention",
     "register_cell",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..checks import check_finite, state_dtype
 from .adjoint import gradients
+
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def linear_scan_chunked(
@@ -48,28 +52,32 @@ def linear_scan_chunked(
     return (states.flip(1) if reverse else states).to(b.dtype).contiguous(), final
 
 
-def _carry(a: Tensor, state: Tensor, starts: Tensor | None) -> Tensor:
+def _carry(a: Tensor, state: Tensor, starts: Tensor | None, product: Product = torch.mul) -> Tensor:
     """Return what a state leaves to the next step: nothing (rather than 0 * NaN) where a sequence starts."""
-    return a * state if starts is None else (a * state).masked_fill(starts, 0)
+    carried = product(a, state)
+    return carried if starts is None else carried.masked_fill(starts, 0)
 
 
-def scan(a: Tensor, b: Tensor, starts: Tensor | None) -> Tensor:
-    """Return all states (B, L, C) from zero; ``starts`` (B, L, 1) is where no earlier state is carried over."""
+def scan(a: Tensor, b: Tensor, starts: Tensor | None, product: Product = torch.mul) -> Tensor:
+    """Return all states (B, L, C) from zero; ``starts`` (B, L, 1) is where no earlier state is carried over.
+
+    Decays may be matrices, (B, L, S, S, C) to states (B, L, S, 1, C), where ``product`` multiplies them.
+    """
     length = b.shape[1]
     if length == 1:
         return b.clone()
     even, odd = slice(0, length // 2 * 2, 2), slice(1, None, 2)
     odd_starts = None if starts is None else starts[:, odd]
-    merged_b = _carry(a[:, odd], b[:, even], odd_starts).add_(b[:, odd])
-    merged_a = _carry(a[:, odd], a[:, even], odd_starts)
+    merged_b = _carry(a[:, odd], b[:, even], odd_starts, product).add_(b[:, odd])
+    merged_a = _carry(a[:, odd], a[:, even], odd_starts, product)
     merged_starts = None if starts is None else starts[:, even] | starts[:, odd]
-    at_odd = scan(merged_a, merged_b, merged_starts)
+    at_odd = scan(merged_a, merged_b, merged_starts, product)
     y = torch.empty_like(b, memory_format=torch.contiguous_format)
     y[:, odd] = at_odd
     y[:, 0] = b[:, 0]
     later = slice(2, None, 2)
     later_starts = None if starts is None else starts[:, later]
-    y[:, later] = _carry(a[:, later], at_odd[:, : (length - 1) // 2], later_starts).add_(b[:, later])
+    y[:, later] = _carry(a[:, later], at_odd[:, : (length - 1) // 2], later_starts, product).add_(b[:, later])
     return y
 
 
