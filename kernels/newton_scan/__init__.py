@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_device, check_dtype, check_length, check_shape, state_dtype
+from ..cpu import refuses as cpu_refuses
 from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
-from . import chunked
+from . import chunked, cpu
 from .cells import Cell, find_cell
 from .chunked import ConvergenceError
 from .reference import newton_scan_reference
@@ -176,3 +177,4 @@ _op = define_op(
 )
 register_kernel(_OP, "reference", Kernel(newton_scan_reference, None, always))
 register_kernel(_OP, "chunked", Kernel(chunked.forward, chunked.backward, always))
+register_kernel(_OP, "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))

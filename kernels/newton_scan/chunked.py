@@ -70,9 +70,9 @@ def solve(
 ) -> tuple[Tensor, int, float]:
     """Return the states (B, L, S, C) that satisfy the recurrence, the iterations taken and the residual.
 
-    Iterates are held within the range of the states, where ``f`` maps it into itself. The first k steps are right after
-    k iterations, whatever J; so nothing is lost where a step of Newton's would leave that range. A channel of a sequence
-    that satisfies its equations rests: its states do not depend on what else is in the batch.
+    Iterates are held within the range of the states, where ``f`` maps it into itself. The first k steps are right
+    after k iterations, whatever J; so nothing is lost where a step of Newton's would leave that range. A channel of a
+    sequence that satisfies its equations rests: its states do not depend on what else is in the batch.
 
     Raises:
         ConvergenceError: The largest ``|h_t - f(h_{t-1}, x_t)|`` is still above ``tol`` after ``max_iterations``.
@@ -115,11 +115,7 @@ def forward(
     a = _gates(wx, bias)
     states, _, _ = solve(find_cell(cell), a, r.to(a.dtype), initial, reset, tol, max_iterations)
     y, final = states[:, :, 0].to(wx.dtype, copy=True), states[:, -1].clone()
-    return (
-        y.contiguous(),
-        final,
-        states.contiguous() if save else states.new_empty((wx.shape[0], 0, *initial.shape[1:])),
-    )
+    return y.contiguous(), final, (states if save else states[:, :0]).contiguous()
 
 
 def backward(
