@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def newton_scan(
             states. Zeros if None.
         reset: (B, L) bool; where True the state before that step counts as zero: the first step of each sequence of a
             packed batch.
-        backend: Force ``cpu``, ``chunked`` or ``reference``; None chooses by device.
+        backend: Force ``triton``, ``cpu``, ``chunked`` or ``reference``; None chooses by device.
 
     Returns:
         y: h, (B, L, C), wx's dtype.
@@ -178,3 +179,7 @@ _op = define_op(
 register_kernel(_OP, "reference", Kernel(newton_scan_reference, None, always))
 register_kernel(_OP, "chunked", Kernel(chunked.forward, chunked.backward, always))
 register_kernel(_OP, "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
+if find_spec("triton"):
+    from . import triton
+
+    register_kernel(_OP, "triton", Kernel(triton.forward, triton.backward, triton.refuses))

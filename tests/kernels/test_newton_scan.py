@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scanweave.kernels import ConvergenceError, newton_scan
+from scanweave.kernels import ConvergenceError, dispatch, newton_scan
 from scanweave.kernels.newton_scan.cells import CELLS, find_cell
 from scanweave.kernels.newton_scan.chunked import block_scan, solve
 
@@ -77,6 +77,23 @@ def test_a_sequence_does_not_depend_on_the_others_in_its_batch(cell: str) -> Non
     y, _ = newton_scan(hard, r, cell=cell, backend="chunked")
     alone, _ = newton_scan(wx, r, cell=cell, backend="chunked")
     assert torch.equal(y[:2], alone)
+
+
+@every_cell
+@pytest.mark.parametrize(("backend", "channels"), [("cpu", 37), ("triton", 35)])
+def test_channels_fill_some_vectors_and_a_part_of_one(cell: str, backend: str, channels: int) -> None:
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    if reason := dispatch.served_by(device)["newton_scan"][1].get(backend, "it is not installed"):
+        pytest.skip(reason)
+    generator, found = torch.Generator().manual_seed(0), find_cell(cell)
+    wx, r = normal(generator, 2, 4, 3, channels), normal(generator, len(found.weights), channels)
+    dy, results = normal(generator, 2, 4, channels), []
+    for name, dtype, place in (("reference", torch.float64, "cpu"), (backend, torch.float32, device)):
+        leaves = [x.to(place, dtype).requires_grad_() for x in (wx, r)]
+        y, _ = newton_scan(*leaves, cell=cell, backend=name)
+        results.append([y, *torch.autograd.grad(y, leaves, dy.to(place, dtype))])
+    for wanted, one in zip(*results, strict=True):
+        assert_close(one.detach().cpu(), wanted.detach(), 1e-5, backend)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

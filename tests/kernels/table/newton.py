@@ -12,38 +12,36 @@ from scanweave.kernels.newton_scan.cells import find_cell
 
 from ..contract import Case, Tensors, normal, packed
 
-CHANNELS = 3
 
-
-def _draw(generator: torch.Generator, batch: int, length: int, cell: str) -> Tensors:
+def _draw(generator: torch.Generator, batch: int, length: int, cell: str, channels: int) -> Tensors:
     found = find_cell(cell)
     gates = len(found.gates)
     return {
-        "wx": normal(generator, batch, length, gates, CHANNELS),
-        "r": normal(generator, len(found.weights), CHANNELS) / 2,
-        "bias": 0.5 * normal(generator, gates, CHANNELS),
-        "initial_state": normal(generator, batch, len(found.states) * CHANNELS),
+        "wx": normal(generator, batch, length, gates, channels),
+        "r": normal(generator, len(found.weights), channels) / 2,
+        "bias": 0.5 * normal(generator, gates, channels),
+        "initial_state": normal(generator, batch, len(found.states) * channels),
     }
 
 
-def _extreme(generator: torch.Generator, batch: int, length: int, cell: str) -> Tensors:
+def _extreme(generator: torch.Generator, batch: int, length: int, cell: str, channels: int) -> Tensors:
     """Return gates that are open, shut or between, and a batch entry whose state is fresh."""
-    drawn = _draw(generator, batch, length, cell)
+    drawn = _draw(generator, batch, length, cell, channels)
     levels = torch.tensor([-100.0, -30.0, 0.0, 1.0, 30.0, 100.0], dtype=torch.float64)
     drawn["initial_state"][0] = 0
     return {**drawn, "wx": levels[torch.randint(len(levels), drawn["wx"].shape, generator=generator)]}
 
 
-def _row(cell: str, mistakes: tuple = ()) -> Case:
+def _row(cell: str, channels: int, mistakes: tuple = ()) -> Case:
     return Case(
         name=f"newton_scan-{cell}",
         op="newton_scan",
-        call=packed(partial(newton_scan, cell=cell), ((CHANNELS,),) * len(find_cell(cell).states)),
-        inputs=partial(_draw, cell=cell),
+        call=packed(partial(newton_scan, cell=cell), ((channels,),) * len(find_cell(cell).states)),
+        inputs=partial(_draw, cell=cell, channels=channels),
         sequences=frozenset({"wx"}),
-        extreme=partial(_extreme, cell=cell),
+        extreme=partial(_extreme, cell=cell, channels=channels),
         mistakes=mistakes,
-        interpreted=0,
+        interpreted=17,
     )
 
 
@@ -62,4 +60,4 @@ _MISTAKES = (
     ("cell", lambda t: {"cell": "grru"}, ValueError, "no cell 'grru'; did you mean 'gru'.; there are gru, lstm"),
 )
 
-CASES = (_row("gru", _MISTAKES), _row("lstm"))
+CASES = (_row("gru", 3, _MISTAKES), _row("lstm", 2))
