@@ -20,7 +20,7 @@ CELLS = {"elman": (0, 1), "lstm": (4, 2), "gru": (4, 1), "slstm": (4, 3), "slstm
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     e = tl.exp(-2.0 * tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -t, t)
@@ -28,7 +28,7 @@ def _tanh(x):
 
 @triton.jit
 def _elman(x, q, s):
-    return (_tanh(x[0] + q[0]),)
+    return (tanh(x[0] + q[0]),)
 
 
 @triton.jit
@@ -39,15 +39,15 @@ def _elman_backward(kept, before, h, d):
 
 @triton.jit
 def _lstm(x, q, s):
-    i, f, g, o = logistic(x[0] + q[0]), logistic(x[1] + q[1]), _tanh(x[2] + q[2]), logistic(x[3] + q[3])
+    i, f, g, o = logistic(x[0] + q[0]), logistic(x[1] + q[1]), tanh(x[2] + q[2]), logistic(x[3] + q[3])
     c = f * s[1] + i * g
-    return o * _tanh(c), c, i, f, g, o, c
+    return o * tanh(c), c, i, f, g, o, c
 
 
 @triton.jit
 def _lstm_backward(kept, before, h, d):
     i, f, g, o = kept[0], kept[1], kept[2], kept[3]
-    level = _tanh(kept[4])
+    level = tanh(kept[4])
     dc = d[1] + d[0] * o * (1.0 - level * level)
     di, df, dg, do = dc * g * i * (1.0 - i), dc * before[1] * f * (1.0 - f), dc * i * (1.0 - g * g), d[0] * level
     do *= o * (1.0 - o)
@@ -57,7 +57,7 @@ def _lstm_backward(kept, before, h, d):
 @triton.jit
 def _gru(x, q, s):
     r, z = logistic(x[0] + q[0]), logistic(x[1] + q[1])
-    n = _tanh(x[2] + r * q[2])
+    n = tanh(x[2] + r * q[2])
     return n + z * (s[0] - n), r, z, n, q[2]
 
 
@@ -71,7 +71,7 @@ def _gru_backward(kept, before, h, d):
 
 @triton.jit
 def _slstm(x, q, s, EXPONENTIAL: tl.constexpr):
-    i, log_f, z, o = x[0] + q[0], x[1] + q[1], _tanh(x[2] + q[2]), logistic(x[3] + q[3])
+    i, log_f, z, o = x[0] + q[0], x[1] + q[1], tanh(x[2] + q[2]), logistic(x[3] + q[3])
     slope = tl.full(log_f.shape, 1.0, tl.float32)
     if not EXPONENTIAL:
         slope = logistic(-log_f)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..cell_scan.triton_cells import tanh
 from ..linear_scan.triton import refuses
 from ..matrix_state.triton_tiles import on_device
 from ..selective_scan.cpu import rows, side_by_side
@@ -18,13 +19,6 @@ from ..selective_scan.triton import logistic
 __all__ = ["backward", "forward", "refuses"]
 
 CHANNELS = 32  # one warp, a channel in each thread
-
-
-@triton.jit
-def _tanh(x):
-    e = tl.exp(-2.0 * tl.abs(x))
-    t = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0, -t, t)
 
 
 @triton.jit
@@ -92,13 +86,13 @@ def _activate(a, r, h, cell, LSTM: tl.constexpr):
     """Return the state after a step, and its gates: z, q, n of the GRU, f, g, o of the LSTM."""
     first = logistic(a[0] + r[0] * h + r[3] * cell)
     if LSTM:
-        g = _tanh(a[1] + r[1] * h)
+        g = tanh(a[1] + r[1] * h)
         cell = g + first * (cell - g)
         o = logistic(a[2] + r[2] * h + r[4] * cell)
-        return o * _tanh(cell), cell, first, g, o
+        return o * tanh(cell), cell, first, g, o
     else:
         q = logistic(a[1] + r[1] * h)
-        n = _tanh(a[2] + r[2] * (q * h))
+        n = tanh(a[2] + r[2] * (q * h))
         return h + first * (n - h), cell, first, q, n
 
 
@@ -129,7 +123,7 @@ def _pull(gates, r, h, cell, after, gh, gc, LSTM: tl.constexpr):
     """Return the gradients of the three pre-activations and of the state before, from those of the state after."""
     if LSTM:
         f, g, o = gates
-        top = _tanh(after)
+        top = tanh(after)
         d2 = gh * top * o * (1.0 - o)
         through = gc + gh * o * (1.0 - top * top) + d2 * r[4]
         d0 = through * (cell - g) * f * (1.0 - f)
