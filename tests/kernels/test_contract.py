@@ -109,7 +109,9 @@ def test_gradients_of_both_orders(case: Case, backend: str) -> None:
             return run(case, dict(zip(names, tensors, strict=True)), reset=reset, backend=backend, **options)
 
         assert torch.autograd.gradcheck(call, leaves)
-        assert torch.autograd.gradgradcheck(call, leaves)
+        # Second gradients come from the reference form, whichever backend serves the first.
+        if backend == backends(case, torch.float64)[0]:
+            assert torch.autograd.gradgradcheck(call, leaves)
 
 
 class _Recorder(TorchDispatchMode):

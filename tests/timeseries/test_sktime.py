@@ -20,7 +20,8 @@ ESTIMATORS = [TPGNForecaster, ScanForecaster, TSM2Forecaster]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+# TSM2Forecaster is ScanForecaster but for its network: its 700 checks are run with the slow tests.
+@pytest.mark.parametrize("estimator", [*ESTIMATORS[:2], pytest.param(TSM2Forecaster, marks=pytest.mark.slow)])
 def test_sktime_contract(estimator) -> None:
     results = check_estimator(estimator, raise_exceptions=False, verbose=False)
     failed = {name: result for name, result in results.items() if result != "PASSED"}
