@@ -21,7 +21,7 @@ class WeightedAverage(nn.Module):
         count: Inputs.
 
     Source:
-        Behrouz et al., MambaMixer (2024), equations 13 and 14; Pagliardini et al., DenseFormer (2024), section 3.
+        Behrouz et al., MambaMixer (2024), on weighted averaging; Pagliardini et al., DenseFormer (2024).
     """
 
     def __init__(self, count: int) -> None:
@@ -58,7 +58,7 @@ class TSM2Network(PatchForecaster):
 
     Source:
         Behrouz et al., MambaMixer: efficient selective state space models with dual token and channel selection (2024),
-        sections 3.3 and 4.2. Patches, the head and covariates are those of the other forecasters here.
+        on TSM2. Patches, the head and covariates are those of the other forecasters here.
     """
 
     def __init__(
