@@ -2,7 +2,8 @@
 
 The usual protocol: all seven columns forecast together (features M), 12, 4 and 4 months, lookback 96, every window of
 the test part counted. All are trained for the same epochs with the same batches, optimiser and schedule; DLinear at its
-authors' learning rate. An epoch's seconds are a run's, reading and testing included, over its epochs.
+authors' learning rate, the scan forecasters at three times TSM2's (chosen on the validation part). An epoch's seconds
+are a run's, reading and testing included, over its epochs.
 
 Run from the repository: ``python -m tests.benchmarks.mixer_table --data FOLDER --out FOLDER --processes 2``.
 Each finished run is a JSON file in the output folder; a run that has one is not done again.
@@ -43,12 +44,13 @@ class Run:
         from scanweave.timeseries.data import ForecastData
 
         kind, _, mixer = self.model.partition("-")
-        training = {"schedule": "exponential", "lr_decay": 0.7, "lr": 5e-3 if kind == "DLinear" else 1e-3}
+        lr = {"DLinear": 5e-3, "Scan": 3e-3}.get(kind, 1e-3)
+        training = {"schedule": "exponential", "lr_decay": 0.7, "lr": lr}
         sizes: dict[str, Any] = {
             "DLinear": {},
             "PatchTST": {},
             "TSM2": {"patch": 16, "dropout": 0.2},
-            "Scan": {"patch": 8, "dropout": 0.2, "mixer": mixer},
+            "Scan": {"patch": 16, "dropout": 0.2, "future_marks": False, "mixer": mixer},
         }[kind]
         module = ForecastData(
             str(data / "ETTh1.csv"),

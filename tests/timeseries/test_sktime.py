@@ -20,8 +20,10 @@ ESTIMATORS = [TPGNForecaster, ScanForecaster, TSM2Forecaster]
 
 
 @pytest.mark.filterwarnings("ignore")
-# TSM2Forecaster is ScanForecaster but for its network: its 700 checks are run with the slow tests.
-@pytest.mark.parametrize("estimator", [*ESTIMATORS[:2], pytest.param(TSM2Forecaster, marks=pytest.mark.slow)])
+# The others are TPGNForecaster but for their network: their 700 checks each are run with the slow tests.
+@pytest.mark.parametrize(
+    "estimator", [TPGNForecaster, *(pytest.param(other, marks=pytest.mark.slow) for other in ESTIMATORS[1:])]
+)
 def test_sktime_contract(estimator) -> None:
     results = check_estimator(estimator, raise_exceptions=False, verbose=False)
     failed = {name: result for name, result in results.items() if result != "PASSED"}
