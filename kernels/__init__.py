@@ -1,6 +1,7 @@
 """Recurrences as pure functions on tensors: the floor that everything else stands on."""
 
 from .cell_scan import Cell, cell_scan, register_cell
+from .conv_scan import conv_scan
 from .delta_rule import delta_rule
 from .dispatch import BACKENDS, BackendError, served_by, use_backend
 from .dplr_scan import dplr_scan
@@ -25,6 +26,7 @@ __all__ = [
     "TTTState",
     "WKV4State",
     "cell_scan",
+    "conv_scan",
     "delta_rule",
     "dplr_scan",
     "gated_linear_attention",
