@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Rows between two whose incoming states are saved.
-BAND = 8
+BAND = 16
 
 
 def bands(rows: int) -> int:

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "pages.h"
 #include "parallel.h"
 #include "simd.h"
 #include "small_matrix.h"
@@ -77,8 +78,9 @@ template <class T> inline T dot_rows(const T* a, const T* b, int64_t n) {
   return sum(total);
 }
 
-// One node forward: from its incoming states to its outgoing ones, which may lie in the same place, and its output.
-template <class T, bool READ>
+// One node forward: from its incoming states to its outgoing ones, which may lie in the same place, and its output; or
+// to some of these.
+template <class T, bool READ, bool RIGHT, bool DOWN>
 inline void node(const Problem<T>& p, const Gates<T>& g, const T* q, const T* k, const T* v, const T* left,
                  const T* up, T* right, T* down, T* o) {
   constexpr int W = width<T>;
@@ -89,10 +91,14 @@ inline void node(const Problem<T>& p, const Gates<T>& g, const T* q, const T* k,
     const int64_t at = r * kSlice<T>;
     const vec<T> l0 = load(left + at), l1 = load(left + at + W), u0 = load(up + at), u1 = load(up + at + W);
     if (READ) ol0 += l0 * q[r], ol1 += l1 * q[r], ou0 += u0 * q[r], ou1 += u1 * q[r];
-    store(right + at, r0 * k[r] + l0 * g.rl + u0 * g.ru);
-    store(right + at + W, r1 * k[r] + l1 * g.rl + u1 * g.ru);
-    store(down + at, d0 * k[r] + l0 * g.dl + u0 * g.du);
-    store(down + at + W, d1 * k[r] + l1 * g.dl + u1 * g.du);
+    if (RIGHT) {
+      store(right + at, r0 * k[r] + l0 * g.rl + u0 * g.ru);
+      store(right + at + W, r1 * k[r] + l1 * g.rl + u1 * g.ru);
+    }
+    if (DOWN) {
+      store(down + at, d0 * k[r] + l0 * g.dl + u0 * g.du);
+      store(down + at + W, d1 * k[r] + l1 * g.dl + u1 * g.du);
+    }
   }
   if (READ) {
     const T seen = g.d * dot_rows(q, k, keys), scale = static_cast<T>(p.scale);
@@ -122,7 +128,7 @@ void forward_place(const Problem<T>& p, const Place& w, T* scratch, Nodes<T> o, 
     for (int64_t j = 0; j < p.columns; ++j) {
       pick(p.v.at(w.b, i, j, w.h), w, row);
       T* below = down + j * size;
-      node<T, true>(p, Gates<T>(p, w, i, j), p.q.at(w.b, i, j, w.h), p.k.at(w.b, i, j, w.h), row, along, below, along,
+      node<T, true, true, true>(p, Gates<T>(p, w, i, j), p.q.at(w.b, i, j, w.h), p.k.at(w.b, i, j, w.h), row, along, below, along,
                     below, out);
       unpack(out, w.count, T(1), o.at(w.b, i, j, w.h) + w.first);
     }
@@ -198,33 +204,41 @@ template <class T>
 void backward_place(const Problem<T>& p, const Place& w, T* scratch, const T* before, Nodes<const T> dy,
                     const T* dright, int64_t right_x, const T* dbottom, int64_t bottom_y, const Gradients<T>& d) {
   const int64_t size = p.state(), matrix = p.matrix(), head = w.h * matrix, row_size = p.columns * size;
-  // The states into the nodes of a band, from the left and from above, and what leaves the band below.
-  T *left = scratch, *up = left + p.band * row_size, *below = up + (p.band + 1) * row_size;
-  T *along = below + row_size, *work = along + 2 * size;
+  // The states into a row's nodes from the left, those into a band's from above, and what leaves the band below.
+  T *left = scratch, *up = left + row_size, *below = up + p.band * row_size;
+  T *along = below + row_size, *work = along + size;
   T row[kSlice<T>], into[kSlice<T>] = {};
+  const auto enter = [&](int64_t i, T* state) {
+    begin(p.left, (w.b * p.rows) * p.heads * matrix + head + i * p.left_x, p, w, state);
+  };
   for (int64_t j = 0; j < p.columns; ++j)
     begin(dbottom, (w.b * p.columns) * p.heads * matrix + head + j * bottom_y, p, w, below + j * size);
   for (int64_t band = p.bands() - 1; band >= 0; --band) {
     const int64_t first = band * p.band, last = std::min(p.rows, first + p.band);
     for (int64_t j = 0; j < p.columns; ++j)
       take(before + (((w.b * p.bands() + band) * p.columns + j) * p.heads) * matrix + head, p, w, up + j * size);
-    for (int64_t i = first; i < last; ++i) {
-      T *l = left + (i - first) * row_size, *u = up + (i - first) * row_size;
-      begin(p.left, (w.b * p.rows) * p.heads * matrix + head + i * p.left_x, p, w, l);
+    for (int64_t i = first; i + 1 < last; ++i) {
+      T* u = up + (i - first) * row_size;
+      enter(i, along);
       for (int64_t j = 0; j < p.columns; ++j) {
         pick(p.v.at(w.b, i, j, w.h), w, row);
-        T* next = j + 1 < p.columns ? l + (j + 1) * size : along + size;
-        node<T, false>(p, Gates<T>(p, w, i, j), nullptr, p.k.at(w.b, i, j, w.h), row, l + j * size, u + j * size, next,
-                       u + row_size + j * size, nullptr);
+        node<T, false, true, true>(p, Gates<T>(p, w, i, j), nullptr, p.k.at(w.b, i, j, w.h), row, along, u + j * size,
+                                   along, u + row_size + j * size, nullptr);
       }
     }
     for (int64_t i = last - 1; i >= first; --i) {
-      const T *l = left + (i - first) * row_size, *u = up + (i - first) * row_size;
+      const T* u = up + (i - first) * row_size;
+      enter(i, left);
+      for (int64_t j = 0; j + 1 < p.columns; ++j) {
+        pick(p.v.at(w.b, i, j, w.h), w, row);
+        node<T, false, true, false>(p, Gates<T>(p, w, i, j), nullptr, p.k.at(w.b, i, j, w.h), row, left + j * size,
+                                    u + j * size, left + (j + 1) * size, nullptr, nullptr);
+      }
       begin(dright, (w.b * p.rows) * p.heads * matrix + head + i * right_x, p, w, along);
       for (int64_t j = p.columns - 1; j >= 0; --j) {
         pick(p.v.at(w.b, i, j, w.h), w, row);
         if (dy.data) pick(dy.at(w.b, i, j, w.h), w, into);
-        node_back(p, Gates<T>(p, w, i, j), w, i, j, row, into, l + j * size, u + j * size, along, below + j * size,
+        node_back(p, Gates<T>(p, w, i, j), w, i, j, row, into, left + j * size, u + j * size, along, below + j * size,
                   work, d);
       }
       if (d.left) put(along, p, w, d.left + (w.b * p.rows) * p.heads * matrix + head + i * p.left_x);
@@ -266,6 +280,7 @@ template <class T> struct Outputs {
 };
 
 template <class T> int forward(const Problem<T>& p, const Outputs<T>& out, int threads) {
+  prefer_large_pages(out.before, p.batch * p.bands() * p.columns * p.heads * p.matrix());
   return over_places(p, (p.columns + 1) * p.state(), false, threads, [&](const Place& w, T* scratch) {
     forward_place(p, w, scratch, out.o, out.right, out.right_x, out.bottom, out.bottom_y, out.before);
   });
@@ -280,7 +295,7 @@ template <class T> struct Incoming {
 };
 
 template <class T> int backward(const Problem<T>& p, const Incoming<T>& in, const Gradients<T>& d, int threads) {
-  const int64_t edges = (2 * p.band + 2) * p.columns * p.state() + 2 * p.state();
+  const int64_t edges = (p.band + 2) * p.columns * p.state() + p.state();
   const int64_t work = 2 * p.keys * width<T> + width<T> * width<T>;
   return over_places(p, edges + work, true, threads, [&](const Place& w, T* scratch) {
     backward_place(p, w, scratch, in.before, in.o, in.right, in.right_x, in.bottom, in.bottom_y, d);
