@@ -274,11 +274,7 @@ def test(session: Session) -> None:
 
 def predict(session: Session) -> None:
     """Write a checkpoint's predictions."""
-    outputs = session.trainer.predict(session.model, session.data, ckpt_path=session.ckpt_path) or []
-    if session.trainer.world_size > 1:
-        parts: list[Any] = [None] * session.trainer.world_size
-        dist.all_gather_object(parts, outputs)
-        outputs = [output for part in parts for output in part]
+    outputs = predicted(session, session.data)
     if session.trainer.is_global_zero:
         path = session.model.save_predictions(outputs, session.run.path)
         if path is None:
@@ -286,15 +282,39 @@ def predict(session: Session) -> None:
         print(f"predictions: {path}")
 
 
+def predicted(session: Session, data: Any) -> list[Any]:
+    """Return what a checkpoint's ``predict_step`` gives for each batch, of all processes in the dataset's order.
+
+    Args:
+        session: The configured run.
+        data: A data module or a loader.
+    """
+    outputs = session.trainer.predict(session.model, data, ckpt_path=session.ckpt_path) or []
+    if session.trainer.world_size == 1:
+        return outputs
+    parts: list[Any] = [None] * session.trainer.world_size
+    dist.all_gather_object(parts, outputs)
+    return [output for part in parts for output in part]
+
+
 def export_weights(session: Session) -> None:
     """Write a checkpoint's weights as safetensors and JSON."""
+    load_weights(session)
+    print(f"exported: {export(session.model, session.run.path / 'export')}")
+
+
+def load_weights(session: Session) -> None:
+    """Build the model and give it a checkpoint's weights, without a trainer.
+
+    Raises:
+        UsageError: No checkpoint was named.
+    """
     if session.ckpt_path is None:
         raise UsageError("export needs --ckpt_path: best or last with --out, or a checkpoint's path")
     session.model.build()
     weights = read_checkpoint(session.ckpt_path)["state_dict"]
     require_same_layout(weights, session.model.state_dict(), session.ckpt_path)
     session.model.load_state_dict(weights)
-    print(f"exported: {export(session.model, session.run.path / 'export')}")
 
 
 def _report(session: Session, metrics: Mapping[str, Any]) -> None:

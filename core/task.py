@@ -232,8 +232,12 @@ class Task(pl.LightningModule):
             "Look at these samples, lower lr, or clip gradients (trainer.gradient_clip_val)"
         )
 
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Return the trainable parameters in groups, each with its decay and, where it has one of its own, its rate."""
+        return parameter_groups(self, self.weight_decay)
+
     def configure_optimizers(self) -> Any:
-        optimizer = create_optimizer(self.optimizer, parameter_groups(self, self.weight_decay), self.lr)
+        optimizer = create_optimizer(self.optimizer, self.optimizer_groups(), self.lr)
         schedule = create_schedule(
             self.schedule,
             optimizer,

@@ -13,10 +13,10 @@ from sktime.regression.base import BaseRegressor
 from torch import Tensor
 from torch.utils.data import Subset
 
+from ..core.classification import held_out
 from ..core.errors import ConfigError
 from ..core.sampler import evaluation_loader, train_loader
 from .classifiers.panel import PanelDataset, collate, fit_scaler
-from .classifiers.split import held_out
 from .classifiers.task import PanelTask, ScanClassification, ScanRegression
 from .training import seeded, train
 

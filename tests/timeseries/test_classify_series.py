@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from scanweave.core import DataError
+from scanweave.core.classification import held_out
 from scanweave.core.cli import main
 from scanweave.core.storage import read_checkpoint
 from scanweave.timeseries.classifiers import PanelData, PanelNetwork, bundled_sets
 from scanweave.timeseries.classifiers.cli import CLASSIFY_SERIES, classifiers
-from scanweave.timeseries.classifiers.split import held_out
 
 SMALL = ["--model.mixer", "mingru", "--model.width", "8", "--model.depth", "1", "--model.patch", "4"]
 SMALL += ["--model.stride", "2", "--trainer.accelerator", "cpu", "--trainer.enable_model_summary", "false"]

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
+from ...core.classification import held_out, order_classes
 from ...core.errors import ConfigError, DataError
 from ...core.sampler import evaluation_loader, train_loader
 from ..data.options import ReadOptions, logger
@@ -20,7 +21,6 @@ from ..data.scaling import StandardScaler
 from .csv_file import CsvOptions, Layout
 from .panel import Panel, PanelDataset, collate, fit_scaler
 from .sources import find_files, read_panel
-from .split import held_out
 
 Part = Literal["train", "val", "test"]
 
@@ -269,10 +269,7 @@ def _classes(panel: Panel) -> tuple[str, ...]:
         raise DataError(
             f"{panel.source}: found the one class {next(iter(found))!r} in {len(panel)} series, expected at least two"
         )
-    try:
-        return tuple(sorted(found, key=float))
-    except ValueError:
-        return tuple(sorted(found))
+    return order_classes(found)
 
 
 def _refuse_missing(panel: Panel) -> None:

@@ -10,14 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-)
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from ...core.classification import balanced_weights, classification_metrics
 from ...core.errors import ConfigError
 from ...core.optimizers import ScheduleName
 from ...core.plots import confusion_figure
@@ -124,22 +119,12 @@ class ScanClassification(PanelTask):
         self.model = self.network(self.context()["channels"], len(self.context()["classes"]))
 
     def configure_losses(self) -> None:
-        weight = None
-        if self.class_weights == "balanced":
-            counts = torch.tensor(self.context()["counts"], dtype=torch.float32)
-            weight = counts.sum() / (len(counts) * counts)
+        weight = balanced_weights(self.context()["counts"]) if self.class_weights == "balanced" else None
         self.criterion = nn.CrossEntropyLoss(weight, label_smoothing=self.label_smoothing)
 
     def configure_metrics(self) -> None:
         classes = len(self.context()["classes"])
-        self.set_metrics(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "f1": MulticlassF1Score(classes, average="macro"),
-                "auroc": MulticlassAUROC(classes, average="macro"),
-                "calibration_error": MulticlassCalibrationError(classes),
-            }
-        )
+        self.set_metrics(classification_metrics(classes))
         self.train_metrics = MetricCollection({}, prefix="train/")
         self.confusion = MulticlassConfusionMatrix(classes)
 
