@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import ConfigError
@@ -87,10 +89,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is absent, damaged, or holds pickled objects, which are named.
     """
+    checkpoint = read_weights(path)
+    if "state_dict" not in checkpoint:
+        raise ConfigError(f"{path}: not a training checkpoint: it has no 'state_dict'")
+    return checkpoint
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """Read a file of weights on the CPU: safetensors, or what ``torch.save`` wrote of tensors and plain values.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        ConfigError: The file is absent, damaged, holds pickled objects, which are named, or no names of tensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such checkpoint file")
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         unknown = _unknown_globals(path)
@@ -100,13 +122,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"{', '.join(unknown)}. Save tensors and plain values only"
             ) from error
         raise ConfigError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
             f"{path}: not a readable checkpoint of {path.stat().st_size} bytes ({_first_line(error)}); "
             "it is damaged or of another format"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ConfigError(f"{path}: not a training checkpoint: it has no 'state_dict'")
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(f"{path}: found a {type(checkpoint).__name__}, expected tensors by name")
     return checkpoint
 
 
