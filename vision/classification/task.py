@@ -75,13 +75,6 @@ class ImageClassification(Task):
         **options: Any,
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, **options)
-        if not 0.0 < layer_decay <= 1.0:
-            raise ConfigError(f"--model.layer_decay is {layer_decay}; expected a factor above 0, at most 1")
-        for name, value in (("mixup", mixup), ("cutmix", cutmix)):
-            if value < 0:
-                raise ConfigError(f"--model.{name} is {value}; expected 0 or more")
-        if top_k < 1:
-            raise ConfigError(f"--model.top_k is {top_k}; expected at least 1")
         self.backbone, self.backbone_options = backbone, dict(backbone_options or {})
         self.pretrained, self.freeze, self.layer_decay = pretrained, freeze, layer_decay
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
@@ -105,6 +98,7 @@ class ImageClassification(Task):
         self._context, self._is_trained = dict(context), True
 
     def configure_models(self) -> None:
+        self._check_settings()
         preprocessing = self.context()["preprocessing"]
         rates = {"drop_rate": self.drop_rate, "drop_path_rate": self.drop_path_rate}
         self.model = create_backbone(
@@ -121,6 +115,17 @@ class ImageClassification(Task):
         if self.freeze:
             self.model.requires_grad_(False)
             self.model.get_classifier().requires_grad_(True)
+            self.model.eval()
+
+    def _check_settings(self) -> None:
+        # Not in the constructor: the command line's parser would bury the message under its own.
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ConfigError(f"--model.layer_decay is {self.layer_decay}; expected a factor above 0, at most 1")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--model.{name} is {getattr(self, name)}; expected 0 or more")
+        if self.top_k < 1:
+            raise ConfigError(f"--model.top_k is {self.top_k}; expected at least 1")
 
     def train(self, mode: bool = True) -> ImageClassification:
         """Set the training mode; a frozen backbone stays in evaluation mode, its batch statistics and all."""
