@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from .errors import ConfigError, nearest
 
 State = tuple[Tensor, ...]
 
+Layout = Literal["series", "grid", "clip", "graph"]
+"""What a mixer mixes: (B, L, C); (B, *shape, C); frames (B, T, H, W, C); nodes (N, C) with their edges."""
+
 ENTRY_POINT_GROUP = "scanweave.mixers"
 
-_registered: dict[str, type[Mixer]] = {}
+_registered: dict[str, type[nn.Module]] = {}
 
 
 class Mixer(nn.Module, ABC):
@@ -31,6 +34,8 @@ class Mixer(nn.Module, ABC):
         dim: Features of the input and of the output.
         state_shapes: For each tensor of the state its name and its shape without the batch axis, in order.
     """
+
+    layout: ClassVar[Layout] = "series"
 
     def __init__(self, dim: int, state_shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__()
@@ -147,11 +152,11 @@ class Mixer(nn.Module, ABC):
                 )
 
 
-M = TypeVar("M", bound=type[Mixer])
+M = TypeVar("M", bound=type[nn.Module])
 
 
 def register_mixer(name: str) -> Callable[[M], M]:
-    """Make a :class:`Mixer` subclass known by name.
+    """Make a subclass of :class:`Mixer`, or of another layout's base, known by name.
 
     Args:
         name: What :func:`create_mixer` and the command line call it.
@@ -160,7 +165,7 @@ def register_mixer(name: str) -> Callable[[M], M]:
         The decorator; it leaves the class as it is.
 
     Raises:
-        TypeError: The class's constructor does not take ``dim`` first and plain defaults after it.
+        TypeError: The class has no layout, or its constructor does not take ``dim`` first and plain defaults after it.
         ConfigError: Another class has that name.
 
     Example:
@@ -177,6 +182,8 @@ def register_mixer(name: str) -> Callable[[M], M]:
     """
 
     def register(cls: M) -> M:
+        if getattr(cls, "layout", None) not in get_args(Layout):
+            raise TypeError(f"mixer {name!r}: {cls.__name__} is no Mixer, GridMixer, ClipMixer or GraphMixer")
         names = list(inspect.signature(cls).parameters)
         if names[:1] != ["dim"]:
             raise TypeError(f"mixer {name!r}: {cls.__name__}'s first argument is {names[:1]}, expected dim")
@@ -212,35 +219,68 @@ def create_mixer(name: str, dim: int, **kwargs: Any) -> Mixer:
         >>> create_mixer("mamba", 64, d_state=8).d_state
         8
     """
-    cls = _find(name)
+    return build(name, dim, "series", kwargs)
+
+
+def build(name: str, dim: int, layout: Layout, arguments: dict[str, Any]) -> Any:
+    """Build a mixer of a layout by its name.
+
+    Args:
+        name: One of ``list_mixers(layout)``.
+        dim: Features of its input and output.
+        layout: What it must mix.
+        arguments: The mixer's own arguments.
+
+    Returns:
+        The mixer.
+
+    Raises:
+        ConfigError: The name or an argument is unknown, the mixer has another layout, or dim is not positive.
+    """
+    cls = _find(name, layout)
     accepted = [argument.name for argument in _arguments(cls)]
-    for key in kwargs:
+    for key in arguments:
         if key not in accepted:
             known = ", ".join(accepted) or "none"
             raise ConfigError(f"mixer {name!r} has no argument {key!r}{nearest(key, accepted)}; it takes {known}")
     if dim < 1:
         raise ConfigError(f"mixer {name!r}: dim is {dim}, expected at least 1")
-    return cls(dim, **kwargs)  # type: ignore[call-arg]
+    return cls(dim, **arguments)
 
 
-def list_mixers() -> list[str]:
-    """Return the names of all mixers: the built-in ones, those registered, and installed packages' entry points."""
+def list_mixers(layout: Layout = "series") -> list[str]:
+    """Return the names of all mixers of a layout: built-in, registered, and of installed packages' entry points.
+
+    Args:
+        layout: ``series``, ``grid``, ``clip`` or ``graph``.
+
+    Returns:
+        The names, sorted.
+    """
     _import_built_in()
-    return sorted({*_registered, *_installed()})
+    return sorted(name for name in {*_registered, *_installed()} if _layout(name) == layout)
 
 
-def _arguments(cls: type[Mixer]) -> list[inspect.Parameter]:
+def _layout(name: str) -> Layout:
+    """Return a mixer's layout; one that only an entry point names counts as series until it is loaded."""
+    return getattr(_registered[name], "layout") if name in _registered else "series"  # noqa: B009
+
+
+def _arguments(cls: type[nn.Module]) -> list[inspect.Parameter]:
     return list(inspect.signature(cls).parameters.values())[1:]
 
 
-def _find(name: str) -> type[Mixer]:
+def _find(name: str, layout: Layout) -> type[nn.Module]:
     _import_built_in()
     if name not in _registered:
         installed = _installed()
         if name not in installed:
-            known = list_mixers()
+            known = list_mixers(layout)
             raise ConfigError(f"there is no mixer {name!r}{nearest(name, known)}; there are {', '.join(known)}")
         register_mixer(name)(installed[name].load())
+    if (own := _layout(name)) != layout:
+        maker = "create_mixer" if own == "series" else f"create_{own}_mixer"
+        raise ConfigError(f"mixer {name!r} mixes a {own}, asked for was one of a {layout}; build it by {maker}")
     return _registered[name]
 
 

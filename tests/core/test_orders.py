@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scanweave.core import Bidirectional, ConfigError, Forward, Order, Reversed, create_mixer
+from scanweave.core import Bidirectional, ConfigError, Forward, Order, Reversed, create_mixer, create_order
 from scanweave.core.orders import reverse_reset
 
 
@@ -21,8 +21,13 @@ def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("order", [Forward(), Reversed(), EveryThird()], ids=lambda order: type(order).__name__)
-@pytest.mark.parametrize("shape", [(1,), (7,), (4, 5), (2, 3, 4)])
+NAMES = ["raster", "columns", "snake", "hilbert", "morton", "temporal-first", "windows-1", "windows-3"]
+ORDERS = [EveryThird(), *(create_order(name + end) for name in NAMES for end in ("", "-reversed"))]
+SHAPES = [(1,), (7,), (4, 5), (1, 6), (6, 1), (7, 13), (16, 16), (2, 3, 4), (3, 1, 5), (2, 4, 2, 3)]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_restore_undoes_permute(order, shape):
     x = draw(2, *shape, 3)
     sequence = order.permute(x)
@@ -31,6 +36,65 @@ def test_restore_undoes_permute(order, shape):
     assert torch.equal(order.restore(sequence, shape), x)
     assert torch.equal(sequence, x.flatten(1, -2)[:, order.index(shape)])
     assert sorted(order.index(shape).tolist()) == list(range(size))
+
+
+def test_every_small_grid_is_visited_once():
+    for height in range(1, 12):
+        for width in range(1, 12):
+            for name in NAMES:
+                index = create_order(name).index((height, width))
+                assert index.sort().values.tolist() == list(range(height * width)), (name, height, width)
+
+
+def steps_of(order, shape):
+    """Return how far each step goes along either axis, (L - 1, 2)."""
+    index = order.index(shape)
+    places = torch.stack([index // shape[1], index % shape[1]], 1)
+    return places.diff(dim=0).abs()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 32), (6, 10), (4, 7), (7, 5), (9, 9), (15, 12)], ids=str)
+def test_hilbert_and_snake_go_to_neighbours(shape):
+    assert (steps_of(create_order("snake"), shape).sum(1) == 1).all()
+    hilbert = steps_of(create_order("hilbert"), shape)
+    assert hilbert.max() == 1
+    assert (hilbert.sum(1) == 2).sum() <= max(length % 2 for length in shape)
+
+
+def test_hilbert_keeps_near_what_is_near():
+    """A run of 64 steps stays in a box of 16 x 16 of a grid of 64 x 64, where rows would cross the whole width."""
+    index = create_order("hilbert").index((64, 64))
+    places = torch.stack([index // 64, index % 64], 1).unfold(0, 64, 1)
+    extent = places.amax(-1) - places.amin(-1) + 1
+    assert extent.max() <= 16
+
+
+def test_orders_are_what_their_names_say():
+    def seen(name, shape):
+        return create_order(name).index(shape).tolist()
+
+    assert seen("columns", (2, 3)) == [0, 3, 1, 4, 2, 5]
+    assert seen("columns-reversed", (2, 3)) == [5, 2, 4, 1, 3, 0]
+    assert seen("snake", (2, 2, 2)) == [0, 1, 3, 2, 6, 7, 5, 4]
+    assert seen("morton", (4, 4))[:8] == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert seen("windows-2", (3, 3)) == [0, 1, 3, 4, 2, 5, 6, 7, 8]
+    assert seen("temporal-first", (2, 1, 3)) == [0, 3, 1, 4, 2, 5]
+    assert seen("raster", (2, 1, 3)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_unknown_order_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"no order 'hilbret' \(did you mean 'hilbert'\?\); there are raster"):
+        create_order("hilbret-reversed")
+    with pytest.raises(ConfigError, match="size is 0"):
+        create_order("windows-0")
+
+
+def test_an_index_first_seen_in_inference_serves_training():
+    order, x = create_order("snake"), torch.randn(1, 3, 17, 2, requires_grad=True)
+    with torch.inference_mode():
+        order.permute(x)
+    order.restore(order.permute(x), (3, 17)).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_forward_and_reversed_are_what_their_names_say():
