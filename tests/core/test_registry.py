@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def _restore(monkeypatch):
 
 
 def test_every_built_in_module_registers_a_mixer():
-    modules = {registry._registered[name].__module__.rpartition(".")[2] for name in list_mixers()}
+    names = [name for layout in get_args(registry.Layout) for name in list_mixers(layout)]
+    modules = {registry._registered[name].__module__.rpartition(".")[2] for name in names}
     assert {module.name for module in pkgutil.iter_modules(scanweave.core.mixers.__path__)} <= modules
     assert {"gru", "lru", "lstm", "mamba", "mingru", "minlstm", "s5"} <= set(list_mixers())
 

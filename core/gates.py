@@ -1,0 +1,35 @@
+"""Gates of heads: shares between 0 and 1 that are read from the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .parameters import mark_undecayed, widen
+
+
+class HeadGates(nn.Module):
+    """Shares ``sigmoid(W x + b)``, some for each head, by name; single precision at least.
+
+    Args:
+        dim: Features of the input.
+        biases: For each gate its name and b before training, (heads,). W starts small, so that the input says little
+            at first.
+        std: Standard deviation of W before training.
+    """
+
+    def __init__(self, dim: int, biases: Mapping[str, Tensor], std: float = 0.02) -> None:
+        super().__init__()
+        self.names = tuple(biases)
+        bias = torch.cat([b.float() for b in biases.values()])
+        self.weight = nn.Parameter(std * torch.randn(len(bias), dim))
+        self.bias = mark_undecayed(nn.Parameter(bias))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return each gate of x (..., dim) by its name, (..., heads)."""
+        # In half precision a sum with a bias of 4 would lose what the input adds.
+        gates = torch.sigmoid(widen(F.linear(x, self.weight.to(x.dtype))) + widen(self.bias))
+        return dict(zip(self.names, gates.chunk(len(self.names), -1), strict=True))
