@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class DataError(ValueError):
     """Input data is unusable; the message names file, place, found, expected, and what to do."""
 
+    def __init__(self, message: str) -> None:
+        # PyTorch makes a loader process's error anew, with the traceback from there as its message.
+        super().__init__(message.rpartition(".errors.DataError: ")[2] if message.startswith("Caught ") else message)
+
 
 class ConfigError(ValueError):
     """A setting is wrong or contradicts another; the message names it and what would be right."""

@@ -89,7 +89,7 @@ def read_layout(source: str, members: Sequence[str], *, skip: bool, unwrap: bool
     folders: dict[str, set[str]] = {}
     for name in names:
         parts = name.removeprefix(wrapper).split("/")
-        part = PARTS[parts[0].lower()] if divided and len(parts) > 1 else "all"
+        part: str = PARTS[parts[0].lower()] if divided and len(parts) > 1 else "all"
         rest = parts[1:] if part != "all" else parts
         if len(rest) < 2:
             _stray(source, name, layout, skip)

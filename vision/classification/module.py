@@ -119,11 +119,12 @@ class ClassifyData(pl.LightningDataModule):
             in_chans, interpolation, crop_pct, tuple(mean or ()), tuple(std or ()),
         )  # fmt: skip
         self.augmentation = (
-            Augmentation(tuple(scale), hflip, vflip, color_jitter, auto_augment, random_erasing) if augment else None
+            Augmentation(scale, hflip, vflip, color_jitter, auto_augment, random_erasing) if augment else None
         )
         self.classes: tuple[str, ...] = ()
         self._trained: dict[str, Any] | None = None
         self._parts: dict[Part, ImageSet] = {}
+        self._training: ImageSet | None = None
         self._predicted: ImageSet | None = None
         self._rejected: dict[str, str] = {}
 
@@ -174,8 +175,8 @@ class ClassifyData(pl.LightningDataModule):
             check_classes(self.classes, order_classes(self._parts[part].labels or []), train.source, part)
         if self._trained is not None:
             self._check_same_split(self._trained["split"])
-        if self.balance == "oversample":
-            self._parts["train"] = train.select(_oversampled(train.labels or [], self.seed))
+        repeat = self.balance == "oversample"
+        self._training = train.select(_oversampled(train.labels or [], self.seed)) if repeat else train
 
     def _test_images(self, root: str) -> ImageSet:
         """Return all images of a folder of class folders; it may lack classes, and may not have others."""
@@ -231,9 +232,9 @@ class ClassifyData(pl.LightningDataModule):
         split: dict[str, dict[str, Any]] = {}
         for part, images in self._parts.items():
             if part != "test" or self.test_root is None:
-                unique = sorted(set(zip(images.names, images.labels or [], strict=True)))
-                digest = hashlib.sha256(json.dumps(unique).encode()).hexdigest()
-                split[part] = {"images": len(unique), "sha256": digest}
+                pairs = sorted(zip(images.names, images.labels or [], strict=True))
+                digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+                split[part] = {"images": len(images), "sha256": digest}
         return split
 
     def _check_same_split(self, trained: Mapping[str, Any]) -> None:
@@ -251,7 +252,7 @@ class ClassifyData(pl.LightningDataModule):
             pd.DataFrame({"image": images.names, "label": images.labels, "part": part})
             for part, images in self._parts.items()
         ]
-        self._write(pd.concat(parts).drop_duplicates(), "split.csv")
+        self._write(pd.concat(parts), "split.csv")
 
     def _write(self, table: pd.DataFrame, name: str) -> None:
         """Write a table into the run's folder, where there is a run."""
@@ -267,7 +268,7 @@ class ClassifyData(pl.LightningDataModule):
             return {name: self._trained[name] for name in ("classes", "counts", "preprocessing")}
         if "train" not in self._parts:
             self.setup("fit")
-        labels = self._parts["train"].labels or []
+        labels = self.training_images().labels or []
         counts = [labels.count(name) for name in self.classes]
         return {"classes": list(self.classes), "counts": counts, "preprocessing": self.preprocessing.to_dict()}
 
@@ -278,13 +279,17 @@ class ClassifyData(pl.LightningDataModule):
             raise ConfigError(f"the {part} images are not set up; call setup() first")
         return found
 
+    def training_images(self) -> ImageSet:
+        """Return the images of one epoch: those of the training part, the rarer classes' repeated where asked."""
+        return self.images("train") if self._training is None else self._training
+
     def loader(self, part: AnyPart) -> DataLoader[Any]:
         """Return a part's images in their own order, unchanged but for the preprocessing."""
-        return evaluation_loader(self._dataset(part), self.batch_size, **self._loading)
+        return evaluation_loader(self._dataset(self.images(part)), self.batch_size, **self._loading)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training images in an order of (seed, epoch), augmented."""
-        dataset = self._dataset("train", self.augmentation)
+        dataset = self._dataset(self.training_images(), self.augmentation)
         return train_loader(dataset, self.batch_size, seed=self.seed, **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -299,10 +304,9 @@ class ClassifyData(pl.LightningDataModule):
         """Return all images to predict, sorted by name."""
         return self.loader("predict")
 
-    def _dataset(self, part: AnyPart, augmentation: Augmentation | None = None) -> ImageDataset:
-        images = self.images(part)
+    def _dataset(self, images: ImageSet, augmentation: Augmentation | None = None) -> ImageDataset:
         number = {name: k for k, name in enumerate(self.classes)}
-        targets = None if part == "predict" else [number[name] for name in images.labels or []]
+        targets = None if images is self._predicted else [number[name] for name in images.labels or []]
         transform = self.preprocessing.transform(augmentation)
         return ImageDataset(images, targets, self.preprocessing, transform, self.max_pixels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class ImageClassification(Task):
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, **options)
         self.backbone, self.backbone_options = backbone, dict(backbone_options or {})
-        self.pretrained, self.freeze, self.layer_decay = pretrained, freeze, layer_decay
+        self.pretrained, self.is_frozen, self.layer_decay = pretrained, freeze, layer_decay
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
         self.mixup, self.cutmix = mixup, cutmix
         self.label_smoothing, self.class_weights, self.top_k = label_smoothing, class_weights, top_k
@@ -112,9 +112,9 @@ class ImageClassification(Task):
         if self.pretrained is not None and not self._is_trained:
             left = load_backbone(self.model, self.pretrained)
             logger.warning("%s: loaded%s", self.pretrained, f", but for {', '.join(left)}" if left else " whole")
-        if self.freeze:
+        if self.is_frozen:
             self.model.requires_grad_(False)
-            self.model.get_classifier().requires_grad_(True)
+            cast(Any, self.model).get_classifier().requires_grad_(True)
             self.model.eval()
 
     def _check_settings(self) -> None:
@@ -130,7 +130,7 @@ class ImageClassification(Task):
     def train(self, mode: bool = True) -> ImageClassification:
         """Set the training mode; a frozen backbone stays in evaluation mode, its batch statistics and all."""
         super().train(mode)
-        if self.freeze and self._is_built:
+        if self.is_frozen and self._is_built:
             self.model.eval()
         return self
 
@@ -163,7 +163,7 @@ class ImageClassification(Task):
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        size = min(self._data.batch_size, len(self._data.images("train"))) // self.trainer.world_size
+        size = min(self._data.batch_size, len(self._data.training_images())) // self.trainer.world_size
         if self._mix is not None and size % 2:
             raise ConfigError(
                 f"mixup and CutMix mix images in pairs, and a process's batch has {size}; choose an even "
@@ -223,7 +223,7 @@ class ImageClassification(Task):
         return write_predictions(names, probabilities.double().numpy(), self.context()["classes"], self.top_k, path)
 
     def describe_batch(self, batch: Any) -> str:
-        names = self._data.images("train").names
+        names = self._data.training_images().names
         return "images " + ", ".join(names[i] for i in batch["index"].tolist()[:8])
 
     @property
