@@ -13,10 +13,11 @@ from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from . import chunked, cpu
 from .bands import bands
+from .line import plstm_scan_1d
 from .reference import plstm_grid_reference
 from .walk import Call, as_kernel, walked
 
-__all__ = ["GridState", "plstm_scan_2d"]
+__all__ = ["GridState", "plstm_scan_1d", "plstm_scan_2d"]
 
 _OP = "plstm_scan_2d"
 

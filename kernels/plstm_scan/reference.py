@@ -1,4 +1,4 @@
-"""plstm_scan's definition on a grid: states on the edges, node by node."""
+"""plstm_scan's definition on a line and on a grid: states on the edges, node by node."""
 
 from __future__ import annotations
 
@@ -68,3 +68,51 @@ def plstm_grid_reference(
         right.append(along)
     o = torch.stack(outputs, 1).unflatten(1, (rows, columns))
     return o.to(q.dtype), torch.stack(right, 1), torch.stack(down, 1)
+
+
+def plstm_line_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    log_transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Send a matrix state along a line, step by step.
+
+    ``o_t = scale * (M_t C_{t-1} + D_t k_t v_t^T)^T q_t``, ``C_t = T_t C_{t-1} + S_t k_t v_t^T``
+
+    Args:
+        q: Queries (B, L, H, K).
+        k: Keys (B, L, H, K).
+        v: Values (B, L, H, V).
+        source: S, (B, L, H).
+        log_transition: Logarithm of T, (B, L, H).
+        mark: M, (B, L, H).
+        direct: D, (B, L, H).
+        initial_state: C_0, (B, H, K, V); zero if None.
+        reset: (B, L) bool; where True the state before that step counts as zero.
+        scale: Factor of the output.
+
+    Returns:
+        o (B, L, H, V) in q's dtype and the state after the last step.
+
+    Source:
+        Pöppel et al., pLSTM: parallelizable linear source transition mark networks (2025), section 3.
+    """
+    dtype = state_dtype(q.dtype)
+    wide = [x.to(dtype) for x in (q, k, v, source, log_transition.to(dtype).exp(), mark, direct)]
+    state = wide[0].new_zeros(()) if initial_state is None else initial_state
+    outputs = []
+    for t, (q_t, k_t, v_t, *gates) in enumerate(zip(*(x.unbind(1) for x in wide), strict=True)):
+        s, keep, m, d = (gate[..., None, None] for gate in gates)
+        if reset is not None and state.dim():
+            state = state.masked_fill(reset[:, t, None, None, None], 0)
+        kv = k_t.unsqueeze(-1) * v_t.unsqueeze(-2)
+        outputs.append(scale * ((m * state + d * kv) * q_t.unsqueeze(-1)).sum(-2))
+        state = keep * state + s * kv
+    return torch.stack(outputs, 1).to(q.dtype), state
