@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,15 @@ class HeadGates(nn.Module):
         dim: Features of the input.
         biases: For each gate its name and b before training, (heads,). W starts small, so that the input says little
             at first.
+        logarithms: Names of the gates whose logarithm is returned in their place.
         std: Standard deviation of W before training.
     """
 
-    def __init__(self, dim: int, biases: Mapping[str, Tensor], std: float = 0.02) -> None:
+    def __init__(
+        self, dim: int, biases: Mapping[str, Tensor], logarithms: Collection[str] = (), std: float = 0.02
+    ) -> None:
         super().__init__()
-        self.names = tuple(biases)
+        self.names, self.logarithms = tuple(biases), frozenset(logarithms)
         bias = torch.cat([b.float() for b in biases.values()])
         self.weight = nn.Parameter(std * torch.randn(len(bias), dim))
         self.bias = mark_undecayed(nn.Parameter(bias))
@@ -31,5 +34,8 @@ class HeadGates(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return each gate of x (..., dim) by its name, (..., heads)."""
         # In half precision a sum with a bias of 4 would lose what the input adds.
-        gates = torch.sigmoid(widen(F.linear(x, self.weight.to(x.dtype))) + widen(self.bias))
-        return dict(zip(self.names, gates.chunk(len(self.names), -1), strict=True))
+        parts = (widen(F.linear(x, self.weight.to(x.dtype))) + widen(self.bias)).chunk(len(self.names), -1)
+        return {
+            name: F.logsigmoid(part) if name in self.logarithms else torch.sigmoid(part)
+            for name, part in zip(self.names, parts, strict=True)
+        }

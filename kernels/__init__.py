@@ -9,7 +9,7 @@ from .gated_linear_attention import gated_linear_attention
 from .linear_scan import linear_scan
 from .mlstm_scan import MLSTMState, mlstm_scan
 from .newton_scan import ConvergenceError, newton_scan
-from .plstm_scan import GridState, plstm_scan_1d, plstm_scan_2d
+from .plstm_scan import GridState, line_graph, plstm_scan_1d, plstm_scan_2d, plstm_scan_dag
 from .prefix_attention import PrefixState, prefix_attention
 from .selective_scan import selective_scan
 from .ttt_linear import TTTState, ttt_linear
@@ -30,11 +30,13 @@ __all__ = [
     "delta_rule",
     "dplr_scan",
     "gated_linear_attention",
+    "line_graph",
     "linear_scan",
     "mlstm_scan",
     "newton_scan",
     "plstm_scan_1d",
     "plstm_scan_2d",
+    "plstm_scan_dag",
     "prefix_attention",
     "register_cell",
     "selective_scan",

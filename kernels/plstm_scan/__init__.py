@@ -13,11 +13,13 @@ from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from . import chunked, cpu
 from .bands import bands
+from .dag import plstm_scan_dag
+from .graph import line_graph
 from .line import plstm_scan_1d
 from .reference import plstm_grid_reference
 from .walk import Call, as_kernel, walked
 
-__all__ = ["GridState", "plstm_scan_1d", "plstm_scan_2d"]
+__all__ = ["GridState", "line_graph", "plstm_scan_1d", "plstm_scan_2d", "plstm_scan_dag"]
 
 _OP = "plstm_scan_2d"
 

@@ -1,4 +1,4 @@
-"""plstm_scan's definition on a line and on a grid: states on the edges, node by node."""
+"""plstm_scan's definition on a line, a grid and a graph: states on the edges, node by node."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import state_dtype
+from .graph import plan
 
 
 def plstm_grid_reference(
@@ -47,7 +48,7 @@ def plstm_grid_reference(
     Source:
         Pöppel et al., pLSTM: parallelizable linear source transition mark networks (2025), section 3.
     """
-    dtype = state_dtype(q.dtype)
+    given, dtype = q.dtype, state_dtype(q.dtype)
     batch, rows, columns, heads, keys = q.shape
     q, k, v, source, transition, mark, direct = (x.to(dtype) for x in (q, k, v, source, transition, mark, direct))
     zero = q.new_zeros((batch, heads, keys, v.shape[-1]))
@@ -67,7 +68,7 @@ def plstm_grid_reference(
             )
         right.append(along)
     o = torch.stack(outputs, 1).unflatten(1, (rows, columns))
-    return o.to(q.dtype), torch.stack(right, 1), torch.stack(down, 1)
+    return o.to(given), torch.stack(right, 1), torch.stack(down, 1)
 
 
 def plstm_line_reference(
@@ -116,3 +117,60 @@ def plstm_line_reference(
         outputs.append(scale * ((m * state + d * kv) * q_t.unsqueeze(-1)).sum(-2))
         state = keep * state + s * kv
     return torch.stack(outputs, 1).to(q.dtype), state
+
+
+def plstm_dag_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    edge_index: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Send matrix states along the edges of a graph, node by node, each after all that lead to it.
+
+    ``C_e = sum_{e' into n} T_{e' e} C_{e'} + S_e k_n v_n^T`` for an edge e out of node n,
+    ``o_n = scale * (sum_{e' into n} M_{e'} C_{e'} + D_n k_n v_n^T)^T q_n``
+
+    Args:
+        q: Queries (N, H, K).
+        k: Keys (N, H, K).
+        v: Values (N, H, V).
+        source: S, (E, H).
+        transition: T, (P, H), in the order of :func:`..plstm_scan.graph.line_graph`.
+        mark: M, (E, H).
+        direct: D, (N, H).
+        edge_index: (2, E) int64.
+        scale: Factor of the output.
+
+    Returns:
+        o (N, H, V) in q's dtype and the edges' states (E, H, K, V).
+
+    Raises:
+        ValueError: An edge names no node, the edges have a cycle, or there are not as many pairs as T has.
+
+    Source:
+        Pöppel et al., pLSTM: parallelizable linear source transition mark networks (2025), section 3.
+    """
+    given, dtype = q.dtype, state_dtype(q.dtype)
+    q, k, v, source, transition, mark, direct = (x.to(dtype) for x in (q, k, v, source, transition, mark, direct))
+    line, levels = plan(edge_index, len(q), len(transition))
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for pair, (into, out) in enumerate(line.t().tolist()):
+        pairs.setdefault(out, []).append((pair, into))
+    kv = k.unsqueeze(-1) * v.unsqueeze(-2)
+    starts, ends = edge_index.tolist()
+    states: dict[int, Tensor] = {}
+    read = list((direct[..., None, None] * kv).unbind(0))
+    for edge in (edge for level in levels for edge in level.edges.tolist()):
+        state = source[edge, :, None, None] * kv[starts[edge]]
+        for pair, into in pairs.get(edge, []):
+            state = state + transition[pair, :, None, None] * states[into]
+        states[edge] = state
+        read[ends[edge]] = read[ends[edge]] + mark[edge, :, None, None] * state
+    o = scale * (torch.stack(read) * q.unsqueeze(-1)).sum(-2)
+    every = [states[edge] for edge in range(len(states))]
+    return o.to(given), torch.stack(every) if every else kv[:0]
