@@ -44,6 +44,11 @@ def check_length(op: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{op}: {name} has length 0 along axis 1 (L); a scan needs at least one step")
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether to look at a tensor's values: on a GPU that would wait for it, and a tensor being traced has none."""
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
 def check_finite(op: str, name: str, tensor: Tensor) -> None:
     """Raise ValueError naming the first non-finite entry of ``tensor``, if there is one."""
     bad = torch.isfinite(tensor).logical_not_()

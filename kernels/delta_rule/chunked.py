@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_log_decay, state_dtype
+from ..checks import check_log_decay, has_values, state_dtype
 from ..matrix_state import first_state
 from ..matrix_state.chunks import (
     CHUNK,
@@ -118,7 +118,7 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return o, the final state and, with ``save``, the state before each span (B, spans, H, K, V); else 0 spans."""
-    if log_decay is not None and q.device.type == "cpu":
+    if log_decay is not None and has_values(q):
         check_log_decay("delta_rule", log_decay)
     initial_state, (k, v, beta_), spoilt = quarantine(reset, initial_state, (k, v, beta.unsqueeze(-1)))
     s = _sequences(q, k, v, beta_.squeeze(-1), log_decay, reset, scale)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_log_decay, state_dtype
+from ..checks import check_log_decay, has_values, state_dtype
 from ..matrix_state import first_state
 from ..matrix_state.chunks import (
     FLOOR,
@@ -95,7 +95,7 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return o, the final state and, with ``save``, the state before each span (B, spans, H, K, V); else 0 spans."""
-    if q.device.type == "cpu":
+    if has_values(q):
         check_log_decay("dplr_scan", log_decay)
     initial_state, (k, v, a, b), spoilt = quarantine(reset, initial_state, (k, v, a, b))
     sequences = _sequences(q, k, v, a, b, log_decay, reset, scale)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_log_decay, state_dtype
+from ..checks import check_log_decay, has_values, state_dtype
 from ..matrix_state import first_state
 from ..matrix_state.chunks import (
     CHUNK,
@@ -126,7 +126,7 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return o, the final state and, with ``save``, the state before each span (B, spans, H, K, V); else 0 spans."""
-    if q.device.type == "cpu":
+    if has_values(q):
         check_log_decay("gated_linear_attention", log_decay)
     initial_state, (k, v), spoilt = quarantine(reset, initial_state, (k, v))
     s = _sequences(q, k, v, log_decay, bonus, reset, scale)

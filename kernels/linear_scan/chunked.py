@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import check_finite, state_dtype
+from ..checks import check_finite, has_values, state_dtype
 from .adjoint import gradients
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -47,7 +47,7 @@ def linear_scan_chunked(
     # A state of its own: a view would keep all states alive for as long as the caller keeps the last one.
     final = states[:, -1].clone()
     # A decay that is not finite spoils all states up to the next reset. On a GPU the look would wait for the device.
-    if b.device.type == "cpu" and not torch.isfinite(final if reset is None else states).all():
+    if has_values(b) and not torch.isfinite(final if reset is None else states).all():
         check_finite("linear_scan", "a", a)
     return (states.flip(1) if reverse else states).to(b.dtype).contiguous(), final
 

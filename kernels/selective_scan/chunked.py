@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_finite, state_dtype
+from ..checks import check_finite, has_values, state_dtype
 from .reference import step_size
 
 #: Steps between two saved states, for every backend: the backward pass may run in another one than the forward pass.
@@ -107,7 +107,7 @@ def forward(
         y += D.to(dtype) * u.to(dtype)
     if z is not None:
         y *= F.silu(z.to(dtype))
-    if u.device.type == "cpu":
+    if has_values(u):
         check_decay(A, dt, h)
     return y.to(u.dtype), h.clone(), before
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import state_dtype
+from ..checks import has_values, state_dtype
 from ..linear_scan.chunked import scan
 from .chunks import STEPS
 from .reference import empty_state
@@ -92,7 +92,7 @@ def forward(
     Raises:
         ValueError: On the CPU: w is negative or not finite.
     """
-    if k.device.type == "cpu":
+    if has_values(k):
         check_rate(w)
     steps = _steps(k, v, w, u, initial_state, reset)
     states = steps.states.permute(1, 2, 0, 3)

@@ -90,6 +90,10 @@ def test_fit_test_predict_features_and_export(tmp_path: Path, capsys) -> None:
     torch.testing.assert_close(program(images), exported(images))
     head = exported.model.forward_head(exported.model.forward_features(images), pre_logits=True)
     torch.testing.assert_close(exported.model.get_classifier()(head), exported(images))
+    for file in ("export/weights.safetensors", "checkpoints/best.ckpt"):
+        again = create_backbone("test_vit", img_size=16, options=TINY, num_classes=3)
+        assert load_backbone(again, str(out / file)) == []
+        torch.testing.assert_close(again.eval()(images), exported(images))
     if find_spec("onnxruntime") is None:
         capsys.readouterr()
         assert run("export", *checkpoint, "--formats", "[onnx]") == 1
@@ -237,6 +241,8 @@ def test_the_packaged_configurations(tmp_path: Path) -> None:
     assert run("fit", "--config", "vision/classify_digits", *quick, *few, "--out", str(tmp_path / "digits")) == 0
     kept = yaml.safe_load((tmp_path / "digits" / "config.yaml").read_text())
     assert kept["data"]["root"] is None
+    assert list(pd.read_csv(tmp_path / "digits" / "mistakes.csv")) == ["image", "label", "called", "probability"]
+    assert (tmp_path / "digits" / "figures" / "mistakes.png").stat().st_size > 10_000
     root = write_folder(tmp_path / "images")
     small = ["--config", "vision/classify_folder_small", "--data.root", str(root)]
     assert run("fit", *small, *quick, *few, "--out", str(tmp_path / "small")) == 0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.checkpoint import export, load_exported
 from ...core.errors import ConfigError
 from ...core.session import load_weights
 from ...core.spec import Session
 from ...core.storage import atomic_file
+from ...kernels.portable import export_in_plain_operators
 from .task import ImageClassification
 
 Format = Literal["safetensors", "torch_export", "onnx"]
@@ -29,8 +29,8 @@ def export_formats(session: Session, formats: list[Format] | None = None) -> Non
     Args:
         session: The configured run.
         formats: Any of safetensors (weights and a JSON description), torch_export (a program that torch.export.load
-            reads; import scanweave.kernels before it) and onnx (needs onnx, onnxscript and onnxruntime); by default
-            safetensors.
+            reads; import scanweave.kernels before it) and onnx (one image at a time; needs onnx, onnxscript and
+            onnxruntime); by default safetensors.
     """
     wanted = formats or ["safetensors"]
     if "onnx" in wanted:
@@ -77,39 +77,33 @@ def _safetensors(task: ImageClassification, images: Tensor, folder: Path) -> tup
         return path, load_exported(folder)(images)
 
 
-def _program(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
-
-
-def _torch_export(task: ImageClassification, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
-    path = folder / PROGRAM
-    with atomic_file(path) as file:
-        torch.export.save(_program(task.model, images), file)
-    return path, _by_parts(torch.export.load(path).module(), images)
-
-
-def _by_parts(call: nn.Module, images: Tensor) -> Tensor:
+def _by_parts(call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return the outputs of single images, joined: a batch of another size than the example's."""
     with torch.no_grad():
         return torch.cat([call(image[None]) for image in images])
 
 
+def _torch_export(task: ImageClassification, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
+    path = folder / PROGRAM
+    with torch.no_grad():
+        program = torch.export.export(task.model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with atomic_file(path) as file:
+        torch.export.save(program, file)
+    return path, _by_parts(torch.export.load(path).module(), images)
+
+
 def _onnx(task: ImageClassification, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
     import onnxruntime
 
-    from ...kernels import use_backend
-
     path = folder / ONNX
-    with use_backend("chunked"):  # the form made of plain operators, which ONNX has
-        program = torch.onnx.export(_program(task.model, images), dynamo=True, verbose=False)
+    # Of a batch of any size, the exporter fixes some tensors of the scans at the example's.
+    program = torch.onnx.export(export_in_plain_operators(task.model, (images[:1],)), dynamo=True, verbose=False)
     assert program is not None  # returned where no file is named
-    program.save(str(path))
+    with atomic_file(path) as file:
+        file.write(program.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    outputs: Sequence[np.ndarray] = [session.run(None, {name: image[None].numpy()})[0] for image in images]
-    return path, torch.from_numpy(np.concatenate(outputs))
+    return path, _by_parts(lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0]), images)
 
 
 _WRITERS = {"safetensors": _safetensors, "torch_export": _torch_export, "onnx": _onnx}
