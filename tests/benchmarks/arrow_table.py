@@ -19,28 +19,54 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from scanweave.core import create_grid_mixer
 
 from .arrows import Arrows
 
 SIDES = (192, 256, 384)
 REDUCE, PATCH = 3, 8
-WIDTH, BATCH = 96, 128
+WIDTH, HEAD, BATCH = 96, 32, 128
 MODELS = ("plstm", "vit")
+
+
+class Corners(nn.Module):
+    """pLSTM for images: patches, blocks of (norm, plstm2d, norm, MLP) that take turns in P- and D-mode, four corners.
+
+    No positions are added: the scans know where they are.
+    """
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.mixers = nn.ModuleList(
+            create_grid_mixer("plstm2d", WIDTH, mode="PD"[i % 2], head_dim=HEAD) for i in range(depth)
+        )
+        self.mlps = nn.ModuleList(Mlp(WIDTH, 4 * WIDTH) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.RMSNorm(WIDTH) for _ in range(2 * depth + 1))
+        self.head = nn.Linear(4 * WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).movedim(1, -1)
+        for i, (mixer, mlp) in enumerate(zip(self.mixers, self.mlps, strict=True)):
+            x = x + mixer(self.norms[2 * i](x))
+            x = x + mlp(self.norms[2 * i + 1](x))
+        return self.head(self.norms[-1](x[:, [0, 0, -1, -1], [0, -1, 0, -1]]).flatten(1))
 
 
 def build(name: str, depth: int) -> nn.Module:
     """Return a model of 64 x 64 images that also takes larger ones."""
-    import timm
-
-    import scanweave.vision  # noqa: F401, registers the backbones with timm
-
-    size: dict[str, Any] = {"img_size": SIDES[0] // REDUCE, "patch_size": PATCH, "embed_dim": WIDTH, "num_classes": 2}
     if name == "plstm":
-        return timm.create_model("plstm_vis_tiny", depth=depth, **size)
-    return timm.create_model("vit_tiny_patch16_224", depth=depth, num_heads=3, dynamic_img_size=True, **size)
+        return Corners(depth)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIDES[0] // REDUCE, patch_size=PATCH, embed_dim=WIDTH, num_classes=2,
+        depth=depth, num_heads=WIDTH // HEAD, dynamic_img_size=True,
+    )  # fmt: skip
 
 
 def accuracy(model: nn.Module, side: int, images: int) -> float:
