@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +123,7 @@ class ClassifyData(pl.LightningDataModule):
             Augmentation(scale, hflip, vflip, color_jitter, auto_augment, random_erasing) if augment else None
         )
         self.classes: tuple[str, ...] = ()
+        self._state: dict[str, Any] = {}
         self._trained: dict[str, Any] | None = None
         self._parts: dict[Part, ImageSet] = {}
         self._training: ImageSet | None = None
@@ -177,6 +179,14 @@ class ClassifyData(pl.LightningDataModule):
             self._check_same_split(self._trained["split"])
         repeat = self.balance == "oversample"
         self._training = train.select(_oversampled(train.labels or [], self.seed)) if repeat else train
+        if self._trained is None:
+            counts = Counter(self._training.labels)
+            self._state = {
+                "classes": list(self.classes),
+                "counts": [counts[name] for name in self.classes],
+                "preprocessing": self.preprocessing.to_dict(),
+                "split": self._split(),
+            }
 
     def _test_images(self, root: str) -> ImageSet:
         """Return all images of a folder of class folders; it may lack classes, and may not have others."""
@@ -264,13 +274,9 @@ class ClassifyData(pl.LightningDataModule):
 
     def context(self) -> dict[str, Any]:
         """Return what a network is built by: ``classes``, training images of each (``counts``), ``preprocessing``."""
-        if self._trained is not None:
-            return {name: self._trained[name] for name in ("classes", "counts", "preprocessing")}
-        if "train" not in self._parts:
+        if not self.state_dict():
             self.setup("fit")
-        labels = self.training_images().labels or []
-        counts = [labels.count(name) for name in self.classes]
-        return {"classes": list(self.classes), "counts": counts, "preprocessing": self.preprocessing.to_dict()}
+        return {name: self.state_dict()[name] for name in ("classes", "counts", "preprocessing")}
 
     def images(self, part: AnyPart) -> ImageSet:
         """Return a part's images."""
@@ -319,9 +325,7 @@ class ClassifyData(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a trained model needs to read other images, and the division it was trained by; plain values."""
-        if self._trained is not None:
-            return self._trained
-        return {**self.context(), "split": self._split()} if "train" in self._parts else {}
+        return self._state if self._trained is None else self._trained
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over classes and preprocessing of a trained model."""
