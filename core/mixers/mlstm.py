@@ -14,18 +14,20 @@ from ..registry import Mixer, State, register_mixer
 
 
 class BlockLinear(nn.Module):
-    """Linear map without bias that keeps blocks of features apart.
+    """Linear map that keeps blocks of features apart.
 
     Args:
         width: Features of the input and of the output.
         blocks: Blocks that the features are cut into.
         std: Standard deviation of the initial weights.
+        bias: Whether something is added.
     """
 
-    def __init__(self, width: int, blocks: int, std: float) -> None:
+    def __init__(self, width: int, blocks: int, std: float, bias: bool = False) -> None:
         super().__init__()
         size = width // blocks
         self.weight = nn.Parameter(std * torch.randn(blocks, size, size))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.joined = next(count for count in range(max(1, 32 // size), 0, -1) if blocks % count == 0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +36,8 @@ class BlockLinear(nn.Module):
         eye = torch.eye(self.joined, device=x.device, dtype=self.weight.dtype)
         blocks = self.weight.unflatten(0, (-1, self.joined)).unsqueeze(3) * eye.view(self.joined, 1, self.joined, 1)
         blocks = blocks.flatten(3, 4).flatten(1, 2)
-        return torch.einsum("blhd,hod->blho", split_heads(x, blocks.shape[0]), blocks).flatten(-2)
+        y = torch.einsum("blhd,hod->blho", split_heads(x, blocks.shape[0]), blocks).flatten(-2)
+        return y if self.bias is None else y + self.bias
 
 
 class ShortConv(nn.Module):
@@ -60,14 +63,15 @@ class MLSTMCell(nn.Module):
     Args:
         heads: Heads.
         head_dim: Features of one head.
+        bias: Whether the norm adds something.
     """
 
-    def __init__(self, heads: int, head_dim: int) -> None:
+    def __init__(self, heads: int, head_dim: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.igate = nn.Linear(3 * heads * head_dim, heads)
         self.fgate = nn.Linear(3 * heads * head_dim, heads)
-        self.outnorm = HeadNorm(heads, head_dim, "layer", bias=False, residual=True)
+        self.outnorm = HeadNorm(heads, head_dim, "layer", bias=bias, residual=True)
         nn.init.zeros_(self.igate.weight)
         nn.init.zeros_(self.fgate.weight)
         with torch.no_grad():

@@ -28,8 +28,8 @@ class PLSTM2D(GridMixer):
     """The pLSTM layer of images: four scans of the grid, one from each corner, summed.
 
     ``q, k, v = W_q x, W_k x, W_v x``; each direction pair d has gates of its own, shares in (0, 1) read from x;
-    ``y = W_o norm(sum_d plstm_scan_2d(q, k, v, S_d, T_d, M_d, D_d))``, a norm over each head's own features. From the
-    left and from above, to the right and down:
+    ``y = W_o norm(sum_d plstm_scan_2d(q, k, v, S_d, T_d, M_d, D))``, with D in the first alone, and a norm over each
+    head's own features. From the left and from above, to the right and down:
 
     ``P: T = gamma [[alpha, alpha], [1 - alpha, 1 - alpha]], S = s (alpha, 1 - alpha)``: what a node has flows on in the
     direction that alpha says, straight and far; the shares over all paths sum to at most 1.
@@ -55,13 +55,14 @@ class PLSTM2D(GridMixer):
         self.mode, self.heads = mode, count_heads("plstm2d", dim, head_dim)
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.gates = nn.ModuleList(HeadGates(dim, self._biases()) for _ in DIRECTIONS)
+        self.direct = HeadGates(dim, {"direct": torch.zeros(self.heads)})
         self.norm = HeadNorm(self.heads, dim // self.heads)
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def _biases(self) -> dict[str, Tensor]:
         """Return the gates before training: what stays, long for some heads; half of what comes and is read."""
         long, half = torch.linspace(2, 5, self.heads), torch.zeros(self.heads)
-        read = {"mark_left": half, "mark_above": half, "direct": half}
+        read = {"mark_left": half, "mark_above": half}
         if self.mode == "P":
             # Heads look in directions between flat and steep.
             return {"share": torch.linspace(-1, 1, self.heads), "decay": long, "source": half, **read}
@@ -85,12 +86,12 @@ class PLSTM2D(GridMixer):
         if x.dim() != 4:
             raise ValueError(f"plstm2d: x has shape {tuple(x.shape)}, expected (batch, height, width, {self.dim})")
         q, k, v = (split_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        total = torch.zeros_like(v)
+        total, direct = torch.zeros_like(v), self.direct(x)["direct"]
         for directions, gates in zip(DIRECTIONS, self.gates, strict=True):
             g = gates(x)
             mark = torch.stack([g["mark_left"], g["mark_above"]], -1)
             source, transition = self._flow(g)
-            o, _ = plstm_scan_2d(q, k, v, source, transition, mark, g["direct"], directions=directions)
-            total = total + o
+            o, _ = plstm_scan_2d(q, k, v, source, transition, mark, direct, directions=directions)
+            total, direct = total + o, torch.zeros_like(direct)  # what a node tells itself counts once
         y: Tensor = self.o_proj(self.norm(total).flatten(-2))
         return y
