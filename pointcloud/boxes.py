@@ -1,8 +1,8 @@
 """Boxes of objects in lidar, camera and image coordinates, and the calibration that leads from one to the other.
 
-A lidar box is ``(x, y, z, length, width, height, heading)``: metres and radians, x forward, y left, z up, ``(x, y, z)``
-the centre, heading counted from x towards y. A camera box is ``(x, y, z, length, height, width, rotation_y)``: rectified
-camera coordinates, x right, y down, z forward, ``(x, y, z)`` the middle of the box's bottom. An image box is
+A lidar box is ``(x, y, z, length, width, height, heading)`` in metres and radians: x forward, y left, z up, the first
+three its centre, heading counted from x towards y. A camera box is ``(x, y, z, length, height, width, rotation_y)`` in
+rectified camera coordinates: x right, y down, z forward, the first three the middle of its bottom. An image box is
 ``(left, top, right, bottom)`` in pixels.
 """
 
@@ -103,7 +103,7 @@ def wrap_angle(angle: Tensor) -> Tensor:
 def camera_to_lidar(boxes: Tensor, calibration: Calibration) -> Tensor:
     """Return camera boxes (..., 7) as lidar boxes (..., 7).
 
-    ``heading = -(pi / 2 + rotation_y)``, not wrapped; the centre lies half the height above the bottom, along lidar's z.
+    ``heading = -(pi / 2 + rotation_y)``, not wrapped; the centre lies half the height above the bottom.
     """
     length, height, width = boxes[..., 3], boxes[..., 4], boxes[..., 5]
     centre = calibration.rect_to_lidar(boxes[..., :3])

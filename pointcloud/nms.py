@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .overlap import _CHUNK, aligned_iou, near_pairs
+from .overlap import near_overlaps
 
 
 def rotated_nms(
@@ -40,14 +40,8 @@ def rotated_nms(
     ranked = boxes.detach()[order]
     if ranked.dtype in (torch.float16, torch.bfloat16):
         ranked = ranked.float()
-    better, worse = near_pairs(ranked, ranked)
-    ahead = better < worse
-    better, worse = better[ahead], worse[ahead]
-    over = [
-        aligned_iou(ranked[i], ranked[j], "bev") > threshold
-        for i, j in zip(better.split(_CHUNK), worse.split(_CHUNK), strict=True)
-    ]
-    clash = torch.cat(over)
+    better, worse, shared = near_overlaps(ranked, ranked, "bev", ordered=True)
+    clash = shared > threshold
     better, worse = better[clash], worse[clash]
     kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
     while True:

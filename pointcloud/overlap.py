@@ -99,12 +99,27 @@ def aligned_iou(a: Tensor, b: Tensor, space: str = "3d") -> Tensor:
     return _ratio(shared, size_a, size_b)
 
 
-def near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices (i, j) of the pairs of lidar boxes whose circles around the rectangles meet."""
-    reach = (a[:, 3:5].norm(dim=-1)[:, None] + b[:, 3:5].norm(dim=-1)) / 2
-    apart = ((a[:, None, :2] - b[None, :, :2]) ** 2).sum(-1)
-    i, j = torch.nonzero(apart <= reach**2, as_tuple=True)
-    return i, j
+def near_overlaps(a: Tensor, b: Tensor, space: str, ordered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the overlaps of the lidar boxes that are near enough to have one.
+
+    Args:
+        a: (N, 7) lidar boxes.
+        b: (M, 7) lidar boxes.
+        space: "bev" or "3d".
+        ordered: Only pairs whose first index is the smaller one.
+
+    Returns:
+        i, j (K,) int64 of the pairs whose circles around the rectangles meet, and their intersections over unions (K,).
+    """
+    with torch.no_grad():
+        reach = (a[:, 3:5].norm(dim=-1)[:, None] + b[:, 3:5].norm(dim=-1)) / 2
+        apart = (a[:, None, :2] - b[None, :, :2]).norm(dim=-1)
+        near = apart <= reach
+        if ordered:
+            near = near.triu(1)
+        i, j = torch.nonzero(near, as_tuple=True)
+    pieces = [aligned_iou(a[m], b[n], space) for m, n in zip(i.split(_CHUNK), j.split(_CHUNK), strict=True)]
+    return i, j, torch.cat(pieces)
 
 
 def box_iou(a: Tensor, b: Tensor, space: str = "3d") -> Tensor:
@@ -121,9 +136,5 @@ def box_iou(a: Tensor, b: Tensor, space: str = "3d") -> Tensor:
     Raises:
         ValueError: As `aligned_iou`.
     """
-    i, j = near_pairs(a.detach(), b.detach())
-    out = a.new_zeros(a.shape[0], b.shape[0])
-    if not i.numel():
-        return out + (a.sum() + b.sum()) * 0 if a.requires_grad or b.requires_grad else out
-    pieces = [aligned_iou(a[m], b[n], space) for m, n in zip(i.split(_CHUNK), j.split(_CHUNK), strict=True)]
-    return out.index_put((i, j), torch.cat(pieces))
+    i, j, shared = near_overlaps(a, b, space)
+    return a.new_zeros(a.shape[0], b.shape[0]).index_put((i, j), shared)

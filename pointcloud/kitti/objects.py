@@ -14,23 +14,10 @@ from ...core.storage import atomic_file
 from ..boxes import wrap_angle
 
 # What follows the name, in the files' order.
-COLUMNS = [
-    "truncated",
-    "occluded",
-    "alpha",
-    "left",
-    "top",
-    "right",
-    "bottom",
-    "height",
-    "width",
-    "length",
-    "x",
-    "y",
-    "z",
-    "rotation_y",
-    "score",
-]
+COLUMNS = (
+    *("truncated", "occluded", "alpha", "left", "top", "right", "bottom"),
+    *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
+)
 DIFFICULTIES = ("easy", "moderate", "hard")
 MIN_HEIGHT = (40.0, 25.0, 25.0)
 MAX_OCCLUSION = (0, 1, 2)
