@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,12 +165,33 @@ def write_detections(path: str | Path, objects: Objects) -> None:
         DataError: A name is not one word, or a value is not finite.
         ConfigError: The file cannot be written.
     """
+    _write(path, objects, lambda row: f"-1 -1 {_decimals(row[2:-1])} {row[-1]:.6f}")
+
+
+def write_labels(path: str | Path, objects: Objects) -> None:
+    """Write a frame's objects as a KITTI label file, without scores.
+
+    Args:
+        path: The file; it is whole or untouched.
+        objects: The labels.
+
+    Raises:
+        DataError: A name is not one word, or a value is not finite.
+        ConfigError: The file cannot be written.
+    """
+    _write(path, objects, lambda row: f"{row[0]:.2f} {row[1]:.0f} {_decimals(row[2:-1])}")
+
+
+def _decimals(values: list[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+def _write(path: str | Path, objects: Objects, columns: Callable[[list[float]], str]) -> None:
     if not bool(torch.isfinite(objects.values).all()):
-        raise DataError(f"{path}: a detection holds a value that is not finite")
+        raise DataError(f"{path}: an object holds a value that is not finite")
     for name in objects.names:
         if name.split() != [name]:
             raise DataError(f"{path}: the class {name!r} is not one word, as the format asks for")
     with atomic_file(path, "w") as file:
         for name, row in zip(objects.names, objects.values.tolist(), strict=True):
-            numbers = " ".join(f"{value:.4f}" for value in row[2:-1])
-            file.write(f"{name} -1 -1 {numbers} {row[-1]:.6f}\n")
+            file.write(f"{name} {columns(row)}\n")

@@ -193,7 +193,7 @@ def prepare(root: str | Path, out: str | Path, size: tuple[int, int] = (1242, 37
     folder = KittiFolder(root, "training", size)
     splits = read_splits(root, folder.frames)
     infos = {split: [describe(folder, frame) for frame in frames] for split, frames in splits.items()}
-    database = collect(folder, splits["train"])
+    database: dict[str, Any] = collect(folder, splits["train"])
     target = Path(out)
     for split, frames in splits.items():
         with atomic_file(target / "ImageSets" / f"{split}.txt", "w") as file:
