@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.errors import DataError, nearest
 from ..boxes import Calibration
-from .objects import Objects, parse_number, read_objects
+from .objects import Objects, parse_number, read_lines, read_objects
 
 # Lidars see some hundred metres; what claims to be farther is a broken value.
 _FARTHEST = 1e4
@@ -67,13 +67,9 @@ def read_calibration(path: str | Path) -> Calibration:
         DataError: The file or a matrix is absent, or a line is malformed; names the file and the line.
     """
     source = Path(path)
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: cannot be read as text ({error})") from error
     found: dict[str, Tensor] = {}
     names = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(source), 1):
         if not line.strip():
             continue
         name, colon, rest = line.partition(":")

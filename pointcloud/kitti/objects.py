@@ -122,12 +122,8 @@ def read_objects(path: str | Path, scored: bool = False) -> Objects:
         DataError: The file is absent or unreadable, or a line is malformed; names the file and the line.
     """
     source = Path(path)
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: cannot be read as text ({error})") from error
     names, rows = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(source), 1):
         words = line.split()
         if not words:
             continue
@@ -141,6 +137,14 @@ def read_objects(path: str | Path, scored: bool = False) -> Objects:
         rows.append([parse_number(word, f"{source}:{number}", COLUMNS[i]) for i, word in enumerate(words[1:])])
         rows[-1] += [0.0] * (len(COLUMNS) - len(rows[-1]))
     return Objects(tuple(names), torch.tensor(rows, dtype=torch.float64).reshape(-1, len(COLUMNS)))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return a text file's lines, or raise DataError that names it."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from error
 
 
 def parse_number(word: str, place: str, column: str) -> float:

@@ -17,7 +17,7 @@ from ...core.errors import DataError, nearest
 from ...core.storage import atomic_file
 from ..boxes import Calibration, camera_to_lidar, points_in_boxes
 from .frames import KittiFolder
-from .objects import Objects
+from .objects import Objects, read_lines
 
 SPLITS = ("train", "val")
 # The database takes points a centimetre beside a box as well: labels are not drawn more exactly.
@@ -66,7 +66,7 @@ def read_splits(root: str | Path, frames: Sequence[str]) -> dict[str, list[str]]
         if not source.is_file():
             raise DataError(f"{source}: absent; expected lists of frames for {' and '.join(SPLITS)}")
         splits[split] = []
-        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(source), 1):
             frame = line.strip()
             if not frame:
                 continue
