@@ -1,4 +1,4 @@
-"""The short causal convolution in front of many recurrences."""
+"""Convolutions beside recurrences: the short causal one in front of many, and one over the frames of a clip."""
 
 from __future__ import annotations
 
@@ -50,3 +50,21 @@ def causal_conv1d(
     if sequence is not None:
         last = last * (sequence[:, length:] == sequence[:, -1:]).unsqueeze(-1)
     return y.to(x.dtype), last
+
+
+def frame_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve every frame, with zeros beyond its border.
+
+    Args:
+        x: Frames (..., H, W, C), any number of axes before them.
+        weight: (D, C, kH, kW) with kH and kW odd, as in ``torch.nn.Conv2d``; taken in x's dtype.
+        bias: (D,), or None.
+
+    Returns:
+        (..., H, W, D), contiguous.
+    """
+    padding = weight.shape[2] // 2, weight.shape[3] // 2
+    # The channels stay last in memory, which is how oneDNN and cuDNN like them best.
+    images = x.flatten(0, -4).movedim(-1, 1)
+    y = F.conv2d(images, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+    return y.movedim(1, -1).contiguous().unflatten(0, x.shape[:-3])

@@ -65,7 +65,7 @@ class PLSTM2D(GridMixer):
         read = {"mark_left": half, "mark_above": half}
         if self.mode == "P":
             # Heads look in directions between flat and steep.
-            return {"share": torch.linspace(-1, 1, self.heads), "decay": long, "source": half, **read}
+            return {"share": torch.linspace(-2, 2, self.heads), "decay": long, "source": half, **read}
         return {
             "right": long, "down": long, "turn": torch.zeros(self.heads), "source_right": half, "source_down": half,
             **read,

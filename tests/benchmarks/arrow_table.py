@@ -33,15 +33,15 @@ from .arrows import Arrows
 
 SIDES = (192, 256, 384)
 REDUCE, PATCH = 3, 8
-WIDTH, HEAD, BATCH = 64, 32, 32
+WIDTH, BATCH = 64, 32
+HEADS = {"plstm": 4, "vit": 2}
 MODELS = ("plstm", "vit")
 
 
 class Net(nn.Module):
-    """A stem of three convolutions, then blocks of pLSTM in P- and D-mode in turn, or of attention.
+    """A stem of three convolutions, blocks of pLSTM (P- and D-mode in turn) or of attention, the mean of all tokens.
 
-    pLSTM has no positions, the scans know where they are, and a head on the four corners; attention has learned
-    positions, resampled for larger images, and a head on the mean of all tokens.
+    pLSTM has no positions, the scans know where they are; attention has learned ones, resampled for larger images.
     """
 
     def __init__(self, kind: str, depth: int) -> None:
@@ -56,8 +56,8 @@ class Net(nn.Module):
 
     def _block(self, index: int) -> nn.Module:
         if self.kind == "vit":
-            return Block(WIDTH, WIDTH // HEAD)
-        mixer = create_grid_mixer("plstm2d", WIDTH, mode="PD"[index % 2], head_dim=HEAD)
+            return Block(WIDTH, HEADS[self.kind])
+        mixer = create_grid_mixer("plstm2d", WIDTH, mode="PD"[index % 2], head_dim=WIDTH // HEADS[self.kind])
         return TokenBlock(Site(index, WIDTH, 0.0), OnGrid(mixer), nn.LayerNorm, 4.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,9 +69,7 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x) if self.kind == "vit" else block(x, size)
         x = self.norm(x)
-        if self.kind == "vit":
-            return self.head(x.mean(1))
-        return self.head(x[:, [0, size[1] - 1, -size[1], -1]].mean(1))
+        return self.head(x.mean(1))
 
 
 def accuracy(model: nn.Module, side: int, images: int) -> float:

@@ -1,0 +1,143 @@
+"""The contract of a mixer of clips, held by every registered name; and what ConvS5 and ConvLSTM are."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from scanweave.core import ConfigError, create_clip_mixer, create_mixer, list_mixers
+
+each = pytest.mark.parametrize("name", list_mixers("clip"))
+DIM, SIZE = 4, (5, 3)
+
+
+def make(name, **kwargs):
+    torch.manual_seed(0)
+    small = {"d_state": 6} if name == "convs5" else {}
+    return create_clip_mixer(name, DIM, **{**small, **kwargs}).double()
+
+
+def draw(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def clip(batch=2, frames=7):
+    return draw(batch, frames, *SIZE, DIM)
+
+
+@each
+def test_forward_is_the_fold_of_step(name):
+    mixer, x = make(name), clip()
+    y, last = mixer(x)
+    state, outputs = None, []
+    for frame in x.unbind(1):
+        out, state = mixer.step(frame, state)
+        outputs.append(out)
+    torch.testing.assert_close(torch.stack(outputs, 1), y)
+    torch.testing.assert_close(state, last)
+    assert y.shape == x.shape
+
+
+@each
+def test_two_parts_equal_the_whole_and_so_do_their_gradients(name):
+    mixer, x = make(name), clip().requires_grad_()
+    inputs, weight = [x, *mixer.parameters()], clip()
+    y, last = mixer(x)
+    first, state = mixer(x[:, :3])
+    second, end = mixer(x[:, 3:], state)
+    parts = torch.cat([first, second], 1)
+    torch.testing.assert_close(parts, y)
+    torch.testing.assert_close(end, last)
+    expected = torch.autograd.grad((y * weight).sum(), inputs)
+    found = torch.autograd.grad((parts * weight).sum(), inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.abs().sum() > 0
+
+
+@each
+def test_a_reset_starts_a_clip_of_its_own(name):
+    mixer, x = make(name), clip()
+    reset = torch.zeros(2, 7, dtype=torch.bool)
+    reset[0, 4] = reset[1, 0] = True
+    before = mixer(clip(2, 3))[1]
+    y, _ = mixer(x, before, reset)
+    torch.testing.assert_close(y[0, 4:], mixer(x[:1, 4:])[0][0])
+    torch.testing.assert_close(y[1:], mixer(x[1:])[0])
+    torch.testing.assert_close(y[:1, :4], mixer(x[:1, :4], tuple(part[:1] for part in before))[0])
+
+
+@each
+def test_causal_and_remembers(name):
+    mixer, x = make(name), clip()
+    changed = x.clone()
+    changed[:, 3, 2, 1] += 1
+    difference = (mixer(changed)[0] - mixer(x)[0]).abs().amax((0, 2, 3, 4))
+    assert (difference[:3] == 0).all()
+    assert (difference[3:] > 1e-9).all()
+
+
+@each
+def test_half_precision_and_autocast_are_close(name):
+    single = make(name).bfloat16().float()
+    x = clip().bfloat16()
+    expected, _ = single(x.float())
+    y, state = copy.deepcopy(single).bfloat16()(x)
+    assert y.dtype == torch.bfloat16
+    assert {part.dtype for part in state} == {torch.float32}
+    assert (y.float() - expected).norm() / expected.norm() < 0.03
+    with torch.autocast("cpu", torch.bfloat16):
+        cast, state = single(x.float())
+    assert {part.dtype for part in state} == {torch.float32}
+    assert (cast.float() - expected).norm() / expected.norm() < 0.03
+
+
+@each
+def test_compiles_to_one_graph(name):
+    mixer, x = make(name), clip()
+    torch.testing.assert_close(torch.compile(mixer, backend="aot_eager", fullgraph=True)(x)[0], mixer(x)[0])
+
+
+def test_convs5_with_one_pixel_kernels_is_s5_at_every_pixel():
+    clips, series = make("convs5", kernel=1), create_mixer("s5", DIM, d_state=6).double()
+    state = clips.state_dict()
+    state |= {name: state[name][:, :, 0, 0] for name in ("B", "C")}
+    series.load_state_dict(state)
+    x = clip()
+    along = x.permute(0, 2, 3, 1, 4).flatten(0, 2)
+    expected = series(along)[0].unflatten(0, (2, *SIZE)).permute(0, 3, 1, 2, 4)
+    torch.testing.assert_close(clips(x)[0], expected)
+
+
+def test_what_a_pixel_says_spreads_by_the_kernels():
+    """One frame passes two convolutions of 3 x 3: what a pixel says is heard two pixels off, and no further."""
+    mixer, x = make("convs5"), draw(1, 2, 9, 9, DIM).requires_grad_()
+    (seen,) = torch.autograd.grad(mixer(x)[0][0, 1, 4, 4] @ draw(DIM), x)
+    heard = seen[0].abs().sum(-1) > 0
+    inside = torch.zeros(9, 9, dtype=torch.bool)
+    inside[2:7, 2:7] = True
+    assert torch.equal(heard, inside.expand(2, 9, 9))
+
+
+def test_convlstm_with_one_pixel_kernels_is_an_lstm_at_every_pixel():
+    mixer, x = make("convlstm", kernel=1), clip()
+    lstm = torch.nn.LSTM(DIM, DIM, batch_first=True).double()
+    lstm.load_state_dict(
+        {
+            "weight_ih_l0": mixer.into[:, :, 0, 0],
+            "weight_hh_l0": mixer.hidden[:, :, 0, 0],
+            "bias_ih_l0": mixer.bias,
+            "bias_hh_l0": torch.zeros_like(mixer.bias),
+        }
+    )
+    along = x.permute(0, 2, 3, 1, 4).flatten(0, 2)
+    expected = lstm(along)[0].unflatten(0, (2, *SIZE)).permute(0, 3, 1, 2, 4)
+    torch.testing.assert_close(mixer(x)[0], expected)
+
+
+@each
+def test_an_even_kernel_is_named(name):
+    with pytest.raises(ConfigError, match=f"{name}: kernel is 2, expected an odd number"):
+        make(name, kernel=2)
