@@ -25,7 +25,7 @@ DIRECTIONS: tuple[tuple[Literal["right", "left"], Literal["down", "up"]], ...] =
 
 @register_mixer("plstm2d")
 class PLSTM2D(GridMixer):
-    """The pLSTM layer of images: four scans of the grid, one from each corner, summed.
+    """The pLSTM layer of images: four scans of the grid, one from each corner.
 
     ``q, k, v = W_q x, W_k x, W_v x``; each direction pair d has gates of its own, shares in (0, 1) read from x;
     ``y = W_o norm(sum_d plstm_scan_2d(q, k, v, S_d, T_d, M_d, D))``, with D in the first alone, and a norm over each
@@ -40,19 +40,29 @@ class PLSTM2D(GridMixer):
         dim: Features of the input and of the output.
         mode: ``P`` propagates, ``D`` distributes.
         head_dim: Features of one head; None is the largest divisor of dim that is at most 64.
+        join: ``sum`` runs every head from all corners, as above; ``heads`` runs a quarter of the heads from each, at a
+            quarter of the cost: then a head knows which side it hears from.
 
     Raises:
-        ConfigError: The mode is unknown, or head_dim does not divide dim.
+        ConfigError: The mode or the join is unknown, head_dim does not divide dim, or ``heads`` has no multiple of four
+            of them.
 
     Source:
         Pöppel et al., pLSTM: parallelizable linear source transition mark networks (2025), sections 3 and 4.
     """
 
-    def __init__(self, dim: int, mode: Mode = "P", head_dim: int | None = None) -> None:
+    def __init__(
+        self, dim: int, mode: Mode = "P", head_dim: int | None = None, join: Literal["sum", "heads"] = "sum"
+    ) -> None:
         super().__init__(dim)
         if mode not in ("P", "D"):
             raise ConfigError(f"plstm2d: mode is {mode!r}, expected 'P' or 'D'")
-        self.mode, self.heads = mode, count_heads("plstm2d", dim, head_dim)
+        if join not in ("sum", "heads"):
+            raise ConfigError(f"plstm2d: join is {join!r}, expected 'sum' or 'heads'")
+        self.mode, self.join, self.heads = mode, join, count_heads("plstm2d", dim, head_dim)
+        if join == "heads" and self.heads % len(DIRECTIONS):
+            raise ConfigError(f"plstm2d: join='heads' with {self.heads} heads, expected a multiple of four")
+        self.each = self.heads if join == "sum" else self.heads // len(DIRECTIONS)
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.gates = nn.ModuleList(HeadGates(dim, self._biases()) for _ in DIRECTIONS)
         self.direct = HeadGates(dim, {"direct": torch.zeros(self.heads)})
@@ -61,13 +71,13 @@ class PLSTM2D(GridMixer):
 
     def _biases(self) -> dict[str, Tensor]:
         """Return the gates before training: what stays, long for some heads; half of what comes and is read."""
-        long, half = torch.linspace(2, 5, self.heads), torch.zeros(self.heads)
+        long, half = torch.linspace(2, 5, self.each), torch.zeros(self.each)
         read = {"mark_left": half, "mark_above": half}
         if self.mode == "P":
             # Heads look in directions between flat and steep.
-            return {"share": torch.linspace(-2, 2, self.heads), "decay": long, "source": half, **read}
+            return {"share": torch.linspace(-2, 2, self.each), "decay": long, "source": half, **read}
         return {
-            "right": long, "down": long, "turn": torch.zeros(self.heads), "source_right": half, "source_down": half,
+            "right": long, "down": long, "turn": torch.zeros(self.each), "source_right": half, "source_down": half,
             **read,
         }  # fmt: skip
 
@@ -86,12 +96,19 @@ class PLSTM2D(GridMixer):
         if x.dim() != 4:
             raise ValueError(f"plstm2d: x has shape {tuple(x.shape)}, expected (batch, height, width, {self.dim})")
         q, k, v = (split_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        total, direct = torch.zeros_like(v), self.direct(x)["direct"]
-        for directions, gates in zip(DIRECTIONS, self.gates, strict=True):
+        direct = self.direct(x)["direct"]
+        found = []
+        for i, (directions, gates) in enumerate(zip(DIRECTIONS, self.gates, strict=True)):
             g = gates(x)
             mark = torch.stack([g["mark_left"], g["mark_above"]], -1)
             source, transition = self._flow(g)
-            o, _ = plstm_scan_2d(q, k, v, source, transition, mark, direct, directions=directions)
-            total, direct = total + o, torch.zeros_like(direct)  # what a node tells itself counts once
-        y: Tensor = self.o_proj(self.norm(total).flatten(-2))
+            if self.join == "sum":
+                own = direct if i == 0 else torch.zeros_like(direct)  # what a node tells itself counts once
+                o, _ = plstm_scan_2d(q, k, v, source, transition, mark, own, directions=directions)
+            else:
+                qi, ki, vi, own = (t.narrow(3, i * self.each, self.each) for t in (q, k, v, direct))
+                o, _ = plstm_scan_2d(qi, ki, vi, source, transition, mark, own, directions=directions)
+            found.append(o)
+        joined = torch.stack(found).sum(0) if self.join == "sum" else torch.cat(found, 3)
+        y: Tensor = self.o_proj(self.norm(joined).flatten(-2))
         return y

@@ -34,7 +34,7 @@ from .arrows import Arrows
 SIDES = (192, 256, 384)
 REDUCE, PATCH = 3, 8
 WIDTH, BATCH = 64, 32
-HEADS = {"plstm": 4, "vit": 2}
+HEADS = {"plstm": 8, "vit": 2}
 MODELS = ("plstm", "vit")
 
 
@@ -57,7 +57,9 @@ class Net(nn.Module):
     def _block(self, index: int) -> nn.Module:
         if self.kind == "vit":
             return Block(WIDTH, HEADS[self.kind])
-        mixer = create_grid_mixer("plstm2d", WIDTH, mode="PD"[index % 2], head_dim=WIDTH // HEADS[self.kind])
+        mixer = create_grid_mixer(
+            "plstm2d", WIDTH, mode="PD"[index % 2], head_dim=WIDTH // HEADS[self.kind], join="heads"
+        )
         return TokenBlock(Site(index, WIDTH, 0.0), OnGrid(mixer), nn.LayerNorm, 4.0)
 
     def forward(self, x: Tensor) -> Tensor:

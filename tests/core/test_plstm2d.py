@@ -41,6 +41,24 @@ def test_each_direction_reaches_its_own_quadrant(mode, keep):
 
 
 @each
+def test_a_quarter_of_the_heads_from_each_corner(mode):
+    """With ``join="heads"`` a head's output is what it would be if the other corners sent nothing."""
+    mixer, x = make(mode, dim=16, head_dim=4, join="heads"), draw(1, 3, 4, 16).requires_grad_()
+    mixer.norm, mixer.o_proj = torch.nn.Identity(), torch.nn.Identity()
+    for head, (sideways, vertical) in enumerate(DIRECTIONS):
+        (seen,) = torch.autograd.grad(mixer(x)[0, 1, 2, 4 * head : 4 * head + 4] @ draw(4), x)
+        seen = seen[0].abs().sum(-1) > 0
+        rows, columns = torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
+        along = columns <= 2 if sideways == "right" else columns >= 2
+        across = rows <= 1 if vertical == "down" else rows >= 1
+        assert torch.equal(seen, along & across)
+    with pytest.raises(ConfigError, match="with 2 heads, expected a multiple of four"):
+        make(mode, head_dim=4, join="heads")
+    with pytest.raises(ConfigError, match="join is 'mean'"):
+        make(mode, join="mean")
+
+
+@each
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_flipped_image_with_flipped_weights_gives_the_flipped_output(mode, axis):
     mixer, x = make(mode), draw(2, 4, 5, 8)
