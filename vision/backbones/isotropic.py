@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, resample_abs_pos_embed, trunc_normal_
-from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -364,63 +363,3 @@ def sincos(size: Size, dim: int) -> Tensor:
     parts = [wave(rows).unsqueeze(1).expand(-1, size[1], -1) for wave in (torch.sin, torch.cos)]
     parts += [wave(columns).unsqueeze(0).expand(size[0], -1, -1) for wave in (torch.sin, torch.cos)]
     return nn.functional.pad(torch.cat(parts, -1).flatten(0, 1), (0, dim - 4 * len(frequency)))
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Isotropic) -> dict[str, Tensor]:
-    """Return published weights under this model's names; positions of another image size are resampled."""
-    renamed = {
-        name.replace("layers.", "blocks.", 1).replace("norm_f.", "norm.", 1): value
-        for name, value in state_dict.items()
-    }
-    pos = renamed.get("pos_embed")
-    if pos is not None and model.pos_embed is not None and pos.shape != model.pos_embed.shape and pos.dim() == 3:
-        own = model._place(pos.shape[1] - model.num_prefix_tokens)
-        prefix = pos[:, own : own + model.num_prefix_tokens]
-        patches = torch.cat([pos[:, :own], pos[:, own + model.num_prefix_tokens :]], 1)
-        patches = resample_abs_pos_embed(patches, list(model.patch_embed.grid_size), num_prefix_tokens=0)
-        place = model._place(patches.shape[1])
-        renamed["pos_embed"] = torch.cat([patches[:, :place], prefix, patches[:, place:]], 1)
-    return renamed
-
-
-def config(**changes: Any) -> dict[str, Any]:
-    """Return a timm configuration of a model without published weights here."""
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **changes,
-    }
-
-
-def create(cls: type[Isotropic], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a registered model as timm does: configuration, weights of a file, features only.
-
-    Args:
-        cls: The family's class.
-        name: The registered name.
-        pretrained: Whether weights are loaded (from ``pretrained_cfg_overlay``'s file; none are hosted).
-        kwargs: The model's arguments, over the name's own.
-
-    Returns:
-        The model, or with ``features_only`` what wraps it.
-    """
-    indices = kwargs.pop("out_indices", 3)
-    model: nn.Module = build_model_with_cfg(
-        cls,
-        name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": indices, "feature_cls": "getter"},
-        **kwargs,
-    )
-    return model

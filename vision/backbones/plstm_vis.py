@@ -8,7 +8,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ...core.layouts import create_grid_mixer
-from .isotropic import Isotropic, OnGrid, Site, TokenBlock, config, create
+from .entry import checkpoint_filter_fn as checkpoint_filter_fn
+from .entry import config, create
+from .isotropic import Isotropic, OnGrid, Site, TokenBlock
 
 
 class PLSTMVis(Isotropic):

@@ -13,7 +13,9 @@ from ...core.heads import count_heads
 from ...core.mixers.mlstm import BlockLinear, MLSTMCell
 from ...core.parameters import undecayed, widen
 from ...kernels import MLSTMState
-from .isotropic import Isotropic, Site, Size, TokenBlock, config, create
+from .entry import checkpoint_filter_fn as checkpoint_filter_fn
+from .entry import config, create
+from .isotropic import Isotropic, Site, Size, TokenBlock
 
 
 class ViLLayer(nn.Module):

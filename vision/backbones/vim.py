@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ...core.conv import causal_conv1d
 from ...core.parameters import initial_dt_bias, mark_undecayed, undecayed, widen
 from ...kernels import selective_scan
-from .isotropic import Isotropic, Site, Size, TokenBlock, config, create
+from .entry import checkpoint_filter_fn as checkpoint_filter_fn
+from .entry import config, create
+from .isotropic import Isotropic, Site, Size, TokenBlock
 
 
 def _step_sizes(rank: int, width: int) -> nn.Linear:

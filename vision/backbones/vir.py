@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ...core.heads import count_heads, split_heads
 from ...kernels import gated_linear_attention
-from .isotropic import Isotropic, Site, Size, TokenBlock, config, create
+from .entry import checkpoint_filter_fn as checkpoint_filter_fn
+from .entry import config, create
+from .isotropic import Isotropic, Site, Size, TokenBlock
 
 
 class ViRMixer(nn.Module):
