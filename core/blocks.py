@@ -61,6 +61,27 @@ def make_feedforward(kind: Feedforward, dim: int, ratio: float, dropout: float =
     return kinds[kind](dim, hidden_features=int(ratio * dim), drop=dropout)
 
 
+class WeightedAverage(nn.Module):
+    """A learned combination of what earlier layers gave, ``sum_i w_i x_i``; at the start the last one alone.
+
+    Args:
+        count: Inputs.
+
+    Source:
+        Behrouz et al., MambaMixer (2024), on weighted averaging; Pagliardini et al., DenseFormer (2024).
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(count))
+        with torch.no_grad():
+            self.weight[-1] = 1
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Combine tensors of one shape."""
+        return torch.einsum("i...,i->...", torch.stack(list(inputs)), self.weight)
+
+
 class Block(nn.Module):
     """Pre-norm residual block: ``x = x + mixer(norm(x))``, then ``x = x + mlp(norm(x))``.
 

@@ -4,35 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ...core import Bidirectional, create_mixer
-from ...core.blocks import make_norm
+from ...core.blocks import WeightedAverage, make_norm
 from ...core.errors import ConfigError
 from ..data.spec import ForecastSpec
 from .patches import PatchForecaster
-
-
-class WeightedAverage(nn.Module):
-    """A learned combination of what earlier layers gave, ``sum_i w_i x_i``; at the start the last one alone.
-
-    Args:
-        count: Inputs.
-
-    Source:
-        Behrouz et al., MambaMixer (2024), on weighted averaging; Pagliardini et al., DenseFormer (2024).
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(count))
-        with torch.no_grad():
-            self.weight[-1] = 1
-
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Combine tensors of one shape."""
-        return torch.einsum("i...,i->...", torch.stack(list(inputs)), self.weight)
 
 
 class TSM2Network(PatchForecaster):

@@ -1,0 +1,66 @@
+"""What backbones of four resolutions owe besides timm's contract: sizes, scans, averages."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from scanweave.kernels import selective_scan
+from scanweave.vision.backbones.hierarchical import checkpoint_filter_fn
+from scanweave.vision.backbones.vmamba import SS2D, cross_merge, cross_scan
+
+COUNTS = {"vmamba_tiny": "30.25", "vmamba_small": "50", "vmamba_base": "89"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_those_published(name):
+    count = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
+    digits = len(COUNTS[name].partition(".")[2])
+    assert f"{count / 1e6:.{digits}f}" == COUNTS[name]
+
+
+def test_the_cross_scan_reads_rows_columns_and_both_from_the_end():
+    grid = torch.tensor([[1, 2, 3], [4, 5, 6]]).view(1, 2, 3, 1, 1).expand(-1, -1, -1, 4, -1)
+    read = cross_scan(grid)[0, :, :, 0].T.tolist()
+    assert read == [[1, 2, 3, 4, 5, 6], [1, 4, 2, 5, 3, 6], [6, 5, 4, 3, 2, 1], [6, 3, 5, 2, 4, 1]]
+    assert torch.equal(cross_merge(cross_scan(grid), (2, 3)), 4 * grid[:, :, :, 0])
+
+
+@pytest.mark.parametrize("d_state", [1, 4])
+def test_one_call_scans_as_four_do(d_state):
+    torch.manual_seed(0)
+    layer = SS2D(20, ratio=2.0, d_state=d_state)
+    u = torch.randn(2, 3, 5, 40)
+    orders = cross_scan(torch.arange(15).view(1, 3, 5, 1, 1).expand(-1, -1, -1, 4, -1))[0, :, :, 0].T
+    found = layer.scan(u)
+    for k, order in enumerate(orders):
+        tokens = u.flatten(1, 2)[:, order]
+        low, B, C = (tokens @ layer.x_proj_weight[k].T).split([2, d_state, d_state], -1)
+        at = slice(40 * k, 40 * (k + 1))
+        expected, _ = selective_scan(
+            tokens,
+            low @ layer.dt_projs_weight[k].T,
+            -layer.A_logs[at].exp(),
+            B,
+            C,
+            D=layer.Ds[at],
+            dt_bias=layer.dt_projs_bias[k],
+        )
+        torch.testing.assert_close(found[:, :, k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_published_names_are_taken_over():
+    torch.manual_seed(0)
+    small = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 7}
+    model, other = timm.create_model("vmamba_tiny", **small).eval(), timm.create_model("vmamba_tiny", **small).eval()
+    published = {}
+    for name, value in model.state_dict().items():
+        for i in range(3):
+            name = name.replace(f"stages.{i + 1}.downsample", f"layers.{i}.downsample")
+        name = name.replace("stages.", "layers.").replace("head.fc.", "classifier.head.")
+        published["classifier." + name if name.startswith("norm.") else name] = value
+    assert {"classifier.norm.weight", "layers.2.downsample.1.weight", "layers.3.blocks.0.op.A_logs"} <= set(published)
+    other.load_state_dict(checkpoint_filter_fn({"model": published}, other))
+    x = torch.randn(1, 3, 40, 50)
+    torch.testing.assert_close(other(x), model(x))
