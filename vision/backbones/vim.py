@@ -80,11 +80,12 @@ class VimMixer(nn.Module):
             torch.stack([there[1], back[1]], 2),
             torch.stack([there[2], back[2]], 2),
             D=widen(torch.cat([self.D, self.D_b])),
+            z=torch.cat([z, z.flip(1)], -1),
             dt_bias=widen(torch.cat([self.dt_proj.bias, self.dt_proj_b.bias])),
         )
         forward, backward = y.chunk(2, -1)
-        joined: Tensor = self.out_proj((forward + backward.flip(1)) * F.silu(z) / 2)
-        return joined
+        # Half of the weights take less time than half of the tokens.
+        return F.linear(forward + backward.flip(1), self.out_proj.weight / 2)
 
 
 class Vim(Isotropic):
