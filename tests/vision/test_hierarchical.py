@@ -6,11 +6,20 @@ import pytest
 import timm
 import torch
 
+from scanweave.core import ConfigError
 from scanweave.kernels import selective_scan
 from scanweave.vision.backbones.hierarchical import checkpoint_filter_fn
+from scanweave.vision.backbones.vim2 import AveragedStage, ChannelMixer
 from scanweave.vision.backbones.vmamba import SS2D, cross_merge, cross_scan
 
-COUNTS = {"vmamba_tiny": "30.25", "vmamba_small": "50", "vmamba_base": "89"}
+COUNTS = {  # as published, in millions, at the digits printed
+    "vmamba_tiny": "30.25",
+    "vmamba_small": "50",
+    "vmamba_base": "89",
+    "vim2_tiny": "20",
+    "vim2_small": "43",
+    "vim2_base": "74",
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -64,3 +73,34 @@ def test_published_names_are_taken_over():
     other.load_state_dict(checkpoint_filter_fn({"model": published}, other))
     x = torch.randn(1, 3, 40, 50)
     torch.testing.assert_close(other(x), model(x))
+
+
+def test_a_stage_averages_all_that_came_before():
+    class Times(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x):
+            return self.factor * x
+
+    stage = AveragedStage([torch.nn.Sequential(Times(3.0), Times(5.0))], None, 1)
+    x = torch.ones(1, 1, 1, 1)
+    assert stage(x).item() == 15
+    with torch.no_grad():
+        for average, weights in zip(stage.averages, ([2.0], [1.0, 10.0], [100.0, 1.0, 0.5]), strict=True):
+            average.weight.copy_(torch.tensor(weights))
+    # h0 = 1, h1 = 3 (2 h0) = 6, h2 = 5 (h0 + 10 h1) = 305
+    assert stage(x).item() == 100 + 6 + 152.5
+
+
+def test_the_channel_mixer_keeps_to_a_token_and_sees_all_its_channels():
+    torch.manual_seed(0)
+    mixer = ChannelMixer(8, ratio=2.0, group=4)
+    x = torch.randn(1, 2, 3, 8, requires_grad=True)
+    mixer(x)[0, 1, 1, 0].backward()
+    reached = x.grad.abs()
+    assert (reached[0, 1, 1] > 0).all()
+    assert reached.sum() == reached[0, 1, 1].sum()
+    with pytest.raises(ConfigError, match="group is 5, expected a divisor of the 16 channels"):
+        ChannelMixer(8, group=5)

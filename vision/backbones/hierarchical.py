@@ -14,6 +14,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...core.registry import Mixer
 from .isotropic import Site
 
 
@@ -126,13 +127,18 @@ class Hierarchical(nn.Module):
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None and not getattr(module.bias, "_no_weight_decay", False):
-                    nn.init.zeros_(module.bias)
+        self._initialise()
         if dtype is not None:
             self.to(dtype)
+
+    def _initialise(self) -> None:
+        """Draw the linear maps, but for those of registered mixers, which have drawn their own."""
+        drawn = {part for mixer in self.modules() if isinstance(mixer, Mixer) for part in mixer.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in drawn:
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def global_pool(self) -> str:
