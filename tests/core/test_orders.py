@@ -22,11 +22,13 @@ def draw(*shape):
 
 
 NAMES = ["raster", "columns", "snake", "hilbert", "morton", "temporal-first", "windows-1", "windows-3"]
-ORDERS = [EveryThird(), *(create_order(name + end) for name in NAMES for end in ("", "-reversed"))]
+ORDERS = {"every third": EveryThird()} | {
+    name + end: create_order(name + end) for name in NAMES for end in ("", "-reversed")
+}
 SHAPES = [(1,), (7,), (4, 5), (1, 6), (6, 1), (7, 13), (16, 16), (2, 3, 4), (3, 1, 5), (2, 4, 2, 3)]
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_restore_undoes_permute(order, shape):
     x = draw(2, *shape, 3)
