@@ -41,7 +41,7 @@ MODELS = ("plstm", "vit")
 class Net(nn.Module):
     """A stem of three convolutions, blocks of pLSTM (P- and D-mode in turn) or of attention, the mean of all tokens.
 
-    pLSTM has no positions, the scans know where they are; attention has learned ones, resampled for larger images.
+    Both have learned positions, resampled for larger images.
     """
 
     def __init__(self, kind: str, depth: int) -> None:
@@ -50,7 +50,7 @@ class Net(nn.Module):
         layers = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.GELU()) for a, b in pairwise(widths)]
         self.stem = nn.Sequential(*layers)
         self.kind, tokens = kind, SIDES[0] // REDUCE // PATCH
-        self.positions = nn.Parameter(0.02 * torch.randn(1, WIDTH, tokens, tokens)) if kind == "vit" else None
+        self.positions = nn.Parameter(0.02 * torch.randn(1, WIDTH, tokens, tokens))
         self.blocks = nn.ModuleList(self._block(i) for i in range(depth))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2)
 
@@ -65,9 +65,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         size = (x.shape[2], x.shape[3])
-        if self.positions is not None:
-            x = x + nn.functional.interpolate(self.positions, size, mode="bicubic")
-        x = x.flatten(2).mT
+        x = (x + nn.functional.interpolate(self.positions, size, mode="bicubic")).flatten(2).mT
         for block in self.blocks:
             x = block(x) if self.kind == "vit" else block(x, size)
         x = self.norm(x)
