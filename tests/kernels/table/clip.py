@@ -67,8 +67,9 @@ _CONSTANT = Case(
         ("reset's dtype", lambda t: {"reset": torch.zeros(2, 8)}, TypeError, "reset has dtype float32"),
         ("NaN", lambda t: {"a": t["a"] * torch.nan}, ValueError, "a is .*nan.* at"),
     ),
-    # The same kernels as linear_scan's, which the interpreter runs.
+    # The same kernels as linear_scan's, which the interpreter runs; PyTorch writes the decay out at the pixels.
     interpreted=0,
+    composed=True,
 )
 
 _CHANGING = Case(
@@ -81,6 +82,7 @@ _CHANGING = Case(
     extreme=_extreme_changing,
     dtypes=(torch.float32, torch.bfloat16),
     interpreted=0,
+    composed=True,
 )
 
 CASES = (_CONSTANT, _CHANGING)
