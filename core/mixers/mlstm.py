@@ -110,6 +110,7 @@ class MLSTM(Mixer):
         block_size: Channels that q's, k's and v's projections mix; None is the largest divisor of the channels inside
             that is at most 4.
         d_conv: Taps of the convolution.
+        bias: Whether the linear maps and the norm add something.
 
     Raises:
         ConfigError: head_dim or block_size does not divide the channels inside.
@@ -120,7 +121,13 @@ class MLSTM(Mixer):
     """
 
     def __init__(
-        self, dim: int, expand: int = 2, head_dim: int | None = None, block_size: int | None = None, d_conv: int = 4
+        self,
+        dim: int,
+        expand: int = 2,
+        head_dim: int | None = None,
+        block_size: int | None = None,
+        d_conv: int = 4,
+        bias: bool = False,
     ) -> None:
         width = expand * dim
         heads = count_heads("MLSTM", width, head_dim)
@@ -131,14 +138,14 @@ class MLSTM(Mixer):
             state_shapes={"conv": (d_conv - 1, width), "C": (heads, size, size), "n": (heads, size), "m": (heads,)},
         )
         std = (2 / (5 * dim)) ** 0.5
-        self.proj_up = nn.Linear(dim, 2 * width, bias=False)
+        self.proj_up = nn.Linear(dim, 2 * width, bias=bias)
         self.conv1d = ShortConv(width, d_conv)
-        self.q_proj = BlockLinear(width, blocks, std)
-        self.k_proj = BlockLinear(width, blocks, std)
-        self.v_proj = BlockLinear(width, blocks, std)
-        self.mlstm_cell = MLSTMCell(heads, size)
+        self.q_proj = BlockLinear(width, blocks, std, bias)
+        self.k_proj = BlockLinear(width, blocks, std, bias)
+        self.v_proj = BlockLinear(width, blocks, std, bias)
+        self.mlstm_cell = MLSTMCell(heads, size, bias)
         self.learnable_skip = undecayed(torch.ones(width))
-        self.proj_down = nn.Linear(width, dim, bias=False)
+        self.proj_down = nn.Linear(width, dim, bias=bias)
         nn.init.normal_(self.proj_up.weight, std=std)
         nn.init.normal_(self.proj_down.weight, std=2 / dim**0.5)
 

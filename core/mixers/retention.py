@@ -28,6 +28,7 @@ class Retention(Mixer):
         head_dim: Query and key features of one head, K; of an odd number the last is not rotated. None is the largest
             divisor of dim that is at most 64.
         expand_v: Values' width, in multiples of the keys'.
+        gate: False leaves ``silu(W_g x)`` out.
 
     Raises:
         ConfigError: head_dim does not divide dim.
@@ -36,7 +37,7 @@ class Retention(Mixer):
         Sun et al., Retentive network (2023), equations 5 to 8; initial values: the authors' release.
     """
 
-    def __init__(self, dim: int, head_dim: int | None = None, expand_v: int = 2) -> None:
+    def __init__(self, dim: int, head_dim: int | None = None, expand_v: int = 2, gate: bool = True) -> None:
         heads = count_heads("Retention", dim, head_dim)
         keys, values = dim // heads, expand_v * dim // heads
         super().__init__(dim, state_shapes={"position": (), "scan": (heads, keys, values)})
@@ -44,11 +45,12 @@ class Retention(Mixer):
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(dim, dim, bias=False)
         self.v_proj = nn.Linear(dim, heads * values, bias=False)
-        self.g_proj = nn.Linear(dim, heads * values, bias=False)
+        self.g_proj = nn.Linear(dim, heads * values, bias=False) if gate else None
         self.out_proj = nn.Linear(heads * values, dim, bias=False)
         self.group_norm = HeadNorm(heads, values, "layer", eps=1e-6, affine=False)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
-            nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
+            if layer is not None:
+                nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
         nn.init.xavier_uniform_(self.out_proj.weight)
 
     def log_decay(self, like: Tensor) -> Tensor:
@@ -63,5 +65,6 @@ class Retention(Mixer):
         frequency = 1e4 ** -torch.linspace(0, 1, q.shape[-1] // 2, device=x.device, dtype=count.dtype)
         q, k = rotate(torch.stack([q, k]), position, frequency).unbind()
         o, scan_state = gated_linear_attention(q, k, v, self.log_decay(count), initial_state=scan_state, reset=reset)
-        y = self.out_proj(F.silu(self.g_proj(x)) * self.group_norm(o).flatten(-2))
+        o = self.group_norm(o).flatten(-2)
+        y = self.out_proj(o if self.g_proj is None else F.silu(self.g_proj(x)) * o)
         return y, (position[:, -1] + 1, scan_state)

@@ -20,7 +20,7 @@ MISS = 1.2
 """How far beside the circle's edge a miss passes, and how far inside it a hit, as a factor of the radius."""
 
 
-def draw(seed: int, index: int, side: int, reduce: int = 1) -> tuple[Image.Image, bool]:
+def draw(seed: int, index: int, side: int, reduce: int = 1) -> tuple[Image.Image, bool, tuple[float, float]]:
     """Draw one image.
 
     Args:
@@ -30,7 +30,8 @@ def draw(seed: int, index: int, side: int, reduce: int = 1) -> tuple[Image.Image
         reduce: How many pixels a side become one.
 
     Returns:
-        The image and whether the arrow points at the circle.
+        The image, whether the arrow points at the circle, and two angles: where the circle lies as seen from the arrow,
+        and where the arrow points.
 
     Source:
         Pöppel et al., pLSTM: parallelizable linear source transition mark networks (2025), section 4.
@@ -59,11 +60,11 @@ def draw(seed: int, index: int, side: int, reduce: int = 1) -> tuple[Image.Image
     for side_angle in (angle + 0.5, angle - 0.5):
         barb = tip - np.array([math.cos(side_angle), math.sin(side_angle)]) * length / 2.5
         pen.line((*barb, *tip), fill="black", width=width)
-    return image.reduce(reduce) if reduce > 1 else image, hit
+    return image.reduce(reduce) if reduce > 1 else image, hit, (straight, angle)
 
 
-class Arrows(Dataset[tuple[Tensor, int]]):
-    """A set of such images, each drawn when it is asked for.
+class Arrows(Dataset[tuple[Tensor, int, Tensor]]):
+    """A set of such images, each drawn when it is asked for: pixels, the answer, and both angles' cosines and sines.
 
     Args:
         size: Images.
@@ -78,7 +79,8 @@ class Arrows(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, hit = draw(self.seed, index, self.side, self.reduce)
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
+        image, hit, angles = draw(self.seed, index, self.side, self.reduce)
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1)
-        return pixels.permute(2, 0, 1).contiguous(), int(hit)
+        directions = torch.tensor([f(angle) for angle in angles for f in (math.cos, math.sin)], dtype=torch.float32)
+        return pixels.permute(2, 0, 1).contiguous(), int(hit), directions
