@@ -29,7 +29,7 @@ from scanweave.vision.classification import ClassifyData, ImageClassification
 
 from .forecast_runs import results
 
-BACKBONES = ("vim_tiny", "vil_tiny", "vmamba_tiny", "plstm_vis_tiny", "resnet18", "vit_tiny_patch16_224")
+BACKBONES = ("vim_tiny", "vil_tiny", "plstm_vis_tiny", "resnet18", "vit_tiny_patch16_224", "mambaout_femto")
 LARGE_PATCH = 16
 
 
