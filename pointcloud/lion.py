@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.errors import ConfigError
 from .operators import create_operator
 from .sparse import SubMConv3d
-from .voxels import Voxels, flat_index, scatter_add, unflatten_index
+from .voxels import BatchNorm, Voxels, flat_index, largest, scatter_add, unflatten_index
 from .windows import cut_groups, window_order
 
 Window = tuple[int, int, int]
@@ -83,13 +83,13 @@ class LearnedPosition(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        norm = nn.BatchNorm1d(dim)
+        norm = BatchNorm(dim, eps=1e-5, momentum=0.1)
         self.position_embedding_head = nn.Sequential(nn.Linear(3, dim), norm, nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, voxels: Voxels) -> Tensor:
         """Return (V, dim)."""
         size = voxels.features.new_tensor(voxels.shape)
-        place = (voxels.coords[:, 1:] - size / 2) / size * 2 * 3.1415
+        place = (voxels.coords[:, 1:] - size / 2) / size * 2 * RELEASE_PI
         y: Tensor = self.position_embedding_head(place.flip(1))
         return y
 
@@ -138,11 +138,7 @@ class VoxelMerge(nn.Module):
     def _generated(self, voxels: Voxels) -> Tensor:
         strength, entry = voxels.features.detach().mean(1), voxels.coords[:, 0]
         counts = torch.bincount(entry, minlength=voxels.batch_size)
-        # By entry, the strongest first: two stable sorts.
-        order = torch.argsort(strength, descending=True, stable=True)
-        order = order[torch.argsort(entry[order], stable=True)]
-        rank = torch.arange(len(order), device=order.device) - (torch.cumsum(counts, 0) - counts)[entry[order]]
-        chosen = voxels.coords[order[rank < (counts.double() * self.generate).long()[entry[order]]]]
+        chosen = voxels.coords[largest(strength, entry, (counts.double() * self.generate).long())]
         steps = chosen.new_tensor([[0, 0, 1, 1], [0, 0, -1, -1], [0, 0, 1, -1], [0, 0, -1, 1]])
         new = (chosen + steps.unsqueeze(1)).flatten(0, 1)
         top = new.new_tensor([voxels.batch_size - 1, *(n - 1 for n in voxels.shape)])

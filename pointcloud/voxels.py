@@ -81,6 +81,18 @@ def scatter_max(values: Tensor, index: Tensor, size: int) -> Tensor:
     return start.scatter_reduce(0, index.unsqueeze(1).expand_as(values), values, "amax", include_self=False)
 
 
+def largest(values: Tensor, entry: Tensor, counts: Tensor) -> Tensor:
+    """Return which rows are the counts[b] (B,) largest of values (N,) in each batch entry b; entry (N,) is each row's.
+
+    Entries follow each other, each with its largest first; of equals the earlier row counts as larger.
+    """
+    order = torch.argsort(values, descending=True, stable=True)
+    order = order[torch.argsort(entry[order], stable=True)]
+    found, ordered = torch.bincount(entry, minlength=len(counts)), entry[order]
+    rank = torch.arange(len(order), device=order.device) - (torch.cumsum(found, 0) - found)[ordered]
+    return order[rank < counts[ordered]]
+
+
 @dataclass(frozen=True)
 class VoxelGrid:
     """A box of space cut into voxels.
@@ -162,10 +174,7 @@ class VoxelGrid:
         if len(found) == 0 or int(found.max()) <= self.max_voxels:
             return None
         kept = torch.zeros_like(flat, dtype=torch.bool)
-        for entry in range(batch_size):
-            rows = (sample == entry).nonzero().squeeze(1)
-            most = torch.argsort(counts[rows], descending=True, stable=True)[: self.max_voxels]
-            kept[rows[most]] = True
+        kept[largest(counts, sample, torch.full_like(found, self.max_voxels))] = True
         warnings.warn(
             f"voxels: a frame has {int(found.max())} voxels, more than max_voxels = {self.max_voxels}; the "
             f"{self.max_voxels} with the most points stay, {int((~kept).sum())} of the batch are dropped",
@@ -177,8 +186,8 @@ class VoxelGrid:
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm as detectors have it, which takes its running statistics where a batch holds less than two rows."""
 
-    def __init__(self, features: int) -> None:
-        super().__init__(features, eps=1e-3, momentum=0.01)
+    def __init__(self, features: int, eps: float = 1e-3, momentum: float = 0.01) -> None:
+        super().__init__(features, eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm x (N, C)."""
