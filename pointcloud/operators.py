@@ -137,7 +137,7 @@ def _xlstm(dim: int, drop_path: float) -> nn.Module:
 
 
 def _ttt(dim: int, drop_path: float) -> nn.Module:
-    mixer = create_mixer("ttt_linear", dim, head_dim=dim // 4, mini_batch=16)
+    mixer = create_mixer("ttt_linear", dim, head_dim=dim // 4, mini_batch=16, learned_factor=True)
     inner = SwiGLU(dim, 2 * dim, bias=False)
     return PreNorm(dim, mixer, inner, norm=partial(nn.RMSNorm, eps=1e-6), drop_path=drop_path)
 
@@ -171,7 +171,8 @@ def create_operator(name: str, dim: int, drop_path: float = 0.0, **options: Any)
     Source:
         Liu et al., LION: linear group RNN for 3D object detection in point clouds (2024), section 3.3. The five's
         arrangement is what the published parameter counts leave open: RetNet without an output gate, xLSTM with biases
-        in every linear map, TTT with a SwiGLU of twice the width without biases.
+        in every linear map, TTT with a SwiGLU of twice the width without biases and a learned factor for each step of a
+        mini-batch.
     """
     if name in OPERATORS:
         if options:

@@ -28,8 +28,8 @@ class TTTLinear(Mixer):
     The authors' release scales the steps since a mini-batch's beginning by 1 / t when its t-th step reads them. Here
     that factor is 1 / mini_batch at every step: each mini-batch leaves behind what it does in the release, and reads
     within one lean less on it. The release's correction of that factor (learnable_token_idx, 0 at the start) is
-    left out; the other parameters carry the release's names, so that its weights load, and its initial values. Its
-    projections start with a standard deviation of 0.02 at every width; here with PyTorch's, which is that at dim 768,
+    left out unless ``learned_factor``; the other parameters carry the release's names, so that its weights load, and
+    its initial values. Its projections start with a standard deviation of 0.02 at every width; here with PyTorch's, which is that at dim 768,
     for the norms inside are ill-conditioned on smaller inputs.
 
     Args:
@@ -40,6 +40,9 @@ class TTTLinear(Mixer):
         backbone: ``transformer``: queries and keys with projections of their own. ``mamba``: one projection for both,
             behind a convolution of their own each, and the output gated by ``gelu(W_g x)``.
         d_conv: Taps of the convolutions of the ``mamba`` backbone.
+        learned_factor: Whether the factor is ``max(0, 1 / mini_batch + c_i)`` with a learned c_i for the i-th step of
+            a mini-batch: the release's numbers, but they belong to the step whose gradient they scale, where the
+            release's belong to the step that reads.
 
     Raises:
         ConfigError: head_dim does not divide dim, or an argument is out of its range.
@@ -56,6 +59,7 @@ class TTTLinear(Mixer):
         mini_batch: int = 16,
         backbone: Literal["transformer", "mamba"] = "transformer",
         d_conv: int = 4,
+        learned_factor: bool = False,
     ) -> None:
         heads = count_heads("TTTLinear", dim, head_dim)
         size = dim // heads
@@ -84,6 +88,7 @@ class TTTLinear(Mixer):
             self.k_proj = nn.Linear(dim, dim, bias=False)
         self.learnable_ttt_lr_weight = nn.Parameter(0.02 * torch.randn(heads, 1, dim))
         self.learnable_ttt_lr_bias = undecayed(torch.zeros(heads, 1))
+        self.learnable_token_idx = undecayed(torch.zeros(mini_batch)) if learned_factor else None
         self.ttt_norm_weight = undecayed(torch.ones(heads, size))
         self.ttt_norm_bias = undecayed(torch.zeros(heads, size))
         self.W1 = nn.Parameter(0.02 * torch.randn(heads, size, size))
@@ -110,11 +115,16 @@ class TTTLinear(Mixer):
         q, k = rotate(torch.stack([q, k]), place, frequency).unbind()
         rate = F.linear(x, self.learnable_ttt_lr_weight.squeeze(1))
         rate = torch.sigmoid(widen(rate) + widen(self.learnable_ttt_lr_bias.squeeze(1)))
+        if self.learnable_token_idx is None:
+            rate = rate / (q.shape[-1] * self.mini_batch)
+        else:
+            factor = (widen(self.learnable_token_idx) + 1 / self.mini_batch).clamp(min=0)
+            rate = rate * factor[place.long()].unsqueeze(-1) / q.shape[-1]
         o, last = ttt_linear(
             q,
             k,
             v,
-            rate / (q.shape[-1] * self.mini_batch),
+            rate,
             widen(self.W1),
             widen(self.b1.squeeze(1)),
             widen(self.ttt_norm_weight),

@@ -49,7 +49,10 @@ def formula(mixer, x):
                     loss = (inner(key, *at) - v[t, h]).square().sum() / 2
                     dW, db = torch.autograd.grad(loss, at)
                 rate = mixer.learnable_ttt_lr_weight[h, 0] @ x[t] + mixer.learnable_ttt_lr_bias[h, 0]
-                eta = torch.sigmoid(rate) / D / mixer.mini_batch
+                factor = 1 / mixer.mini_batch
+                if mixer.learnable_token_idx is not None:
+                    factor = max(0.0, factor + float(mixer.learnable_token_idx[t - start]))
+                eta = torch.sigmoid(rate) / D * factor
                 W_t, b_t = W_t - eta * dW, b_t - eta * db
                 outputs[t, h] = inner(query, W_t, b_t)
             W, b = W_t, b_t
@@ -59,9 +62,10 @@ def formula(mixer, x):
     return mixer.o_proj(y)
 
 
-@pytest.mark.parametrize("backbone", ["transformer", "mamba"])
-def test_ttt_linear_equals_its_formula(backbone):
-    mixer, x = stir(make("ttt_linear", 8, head_dim=4, mini_batch=5, backbone=backbone)), draw(13, 8)
+@pytest.mark.parametrize(("backbone", "learned"), [("transformer", False), ("mamba", False), ("transformer", True)])
+def test_ttt_linear_equals_its_formula(backbone, learned):
+    options = {"head_dim": 4, "mini_batch": 5, "backbone": backbone, "learned_factor": learned}
+    mixer, x = stir(make("ttt_linear", 8, **options)), draw(13, 8)
     expected = formula(mixer, x)
     assert float((mixer(x[None])[0][0] - expected).abs().max() / expected.abs().max()) < 1e-10
 
