@@ -1,9 +1,9 @@
 """Train pLSTM and a ViT of equal parameters to tell whether an arrow points at a circle, and test on larger images.
 
 The published task (tests/benchmarks/arrows.py) at a third of its resolution: 192 pixels a side, reduced to 64; the
-larger images are 256 and 384 pixels, reduced to 85 and 128. Every epoch draws new images. Both models have the same stem
-of four convolutions that leaves one token for 8 x 8 pixels, get the same images in the same order, AdamW with weight
-decay 0.05, gradients clipped at norm 1, and a cosine schedule.
+larger images are 256 and 384 pixels, reduced to 85 and 128. Every epoch draws new images. Both models have the same
+stem of four convolutions that leaves one token for 8 x 8 pixels, get the same images in the same order, AdamW with
+weight decay 0.05, gradients clipped at norm 1, and a cosine schedule.
 
 The published runs see five million images. To learn the task from 60,000, both models are also asked in training where
 the circle lies as seen from the arrow and where the arrow points (cosine and sine of each angle, squared error); the
@@ -38,6 +38,8 @@ SIDES = (192, 256, 384)
 REDUCE, PATCH = 3, 8
 WIDTH, BATCH = 64, 32
 HEADS = {"plstm": 8, "vit": 2}
+VIT_RATIO = 4.4375
+"""Where pLSTM has gates the ViT has wider feed-forward layers: both have the same number of parameters."""
 MODELS = ("plstm", "vit")
 
 
@@ -60,7 +62,7 @@ class Net(nn.Module):
 
     def _block(self, index: int) -> nn.Module:
         if self.kind == "vit":
-            return Block(WIDTH, HEADS[self.kind])
+            return Block(WIDTH, HEADS[self.kind], mlp_ratio=VIT_RATIO)
         mixer = create_grid_mixer(
             "plstm2d", WIDTH, mode="PD"[index % 2], head_dim=WIDTH // HEADS[self.kind], join="heads"
         )
