@@ -1,5 +1,6 @@
 """Detection in point clouds."""
 
+from .anchors import KITTI_CLASSES, AnchorClass
 from .boxes import (
     Calibration,
     camera_corners,
@@ -11,11 +12,19 @@ from .boxes import (
     points_in_boxes,
     wrap_angle,
 )
+from .detector import Detector
+from .head import Detections, Suppression
 from .nms import rotated_nms
 from .overlap import aligned_iou, box_iou, overlap_area
+from .presets import create_detector, list_detectors
 
 __all__ = [
+    "KITTI_CLASSES",
+    "AnchorClass",
     "Calibration",
+    "Detections",
+    "Detector",
+    "Suppression",
     "aligned_iou",
     "box_iou",
     "camera_corners",
@@ -23,7 +32,9 @@ __all__ = [
     "camera_to_lidar",
     "camera_to_upright",
     "corners",
+    "create_detector",
     "lidar_to_camera",
+    "list_detectors",
     "overlap_area",
     "points_in_boxes",
     "rotated_nms",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,15 +23,15 @@ class BEVBackbone(nn.Module):
         depths: Convolutions of each level after its first, strided one.
         strides: Stride of each level's first convolution.
         widths: Channels of each level.
-        up_strides: By how much each level's result is up-sampled.
         up_widths: Channels of each level's result.
 
     Attributes:
         out_channels: Channels that come out, ``sum(up_widths)``.
-        stride: Cells of the map that come in for each that comes out.
+        stride: Cells of the map that come in for each that comes out, along each side.
+        multiple: Cells along each side must be a multiple of this.
 
     Raises:
-        ConfigError: The arguments' lengths differ, or the levels do not come back to one stride.
+        ConfigError: The arguments' lengths differ, or a number is too small.
 
     Source:
         Yan et al., SECOND: sparsely embedded convolutional detection (2018), section 3.1.3; Lang et al., PointPillars
@@ -40,44 +41,42 @@ class BEVBackbone(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        depths: Sequence[int],
-        strides: Sequence[int],
-        widths: Sequence[int],
-        up_strides: Sequence[int],
-        up_widths: Sequence[int],
+        depths: Sequence[int] = (5, 5),
+        strides: Sequence[int] = (1, 2),
+        widths: Sequence[int] = (128, 256),
+        up_widths: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
-        lengths = {len(part) for part in (depths, strides, widths, up_strides, up_widths)}
-        if len(lengths) != 1:
-            raise ConfigError(f"BEVBackbone: the levels' arguments have lengths {sorted(lengths)}, expected one length")
+        parts = {"depths": depths, "strides": strides, "widths": widths, "up_widths": up_widths}
+        for name, part in parts.items():
+            if len(part) != len(depths) or not part or min(part) < (0 if name == "depths" else 1):
+                raise ConfigError(
+                    f"BEVBackbone: {name} is {tuple(part)} beside depths {tuple(depths)}, expected a positive number "
+                    "for each level"
+                )
         self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
-        total, found, width = 1, set(), in_channels
-        for depth, stride, out, up_stride, up_width in zip(depths, strides, widths, up_strides, up_widths, strict=True):
+        width = in_channels
+        for level, (depth, stride, out, up_width) in enumerate(zip(depths, strides, widths, up_widths, strict=True)):
             layers: list[nn.Module] = [nn.Conv2d(width, out, 3, stride, 1, bias=False), *_norm(out)]
             for _ in range(depth):
                 layers += [nn.Conv2d(out, out, 3, 1, 1, bias=False), *_norm(out)]
             self.levels.append(nn.Sequential(*layers))
-            up = nn.ConvTranspose2d(out, up_width, up_stride, up_stride, bias=False)
-            self.ups.append(nn.Sequential(up, *_norm(up_width)))
-            total, width = total * stride, out
-            found.add(total / up_stride)
-        if len(found) != 1 or not (stride := found.pop()).is_integer():
-            raise ConfigError(
-                f"BEVBackbone: strides {list(strides)} with up_strides {list(up_strides)} leave the levels at different "
-                "strides, or one that is no whole number"
-            )
-        self.stride, self.total, self.out_channels = int(stride), total, sum(up_widths)
+            back = math.prod(strides[1 : level + 1])
+            self.ups.append(nn.Sequential(nn.ConvTranspose2d(out, up_width, back, back, bias=False), *_norm(up_width)))
+            width = out
+        self.in_channels, self.out_channels = in_channels, sum(up_widths)
+        self.stride, self.multiple = strides[0], math.prod(strides)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride).
 
         Raises:
-            ValueError: H or W is no multiple of the levels' strides.
+            ValueError: H or W is no multiple of :attr:`multiple`.
         """
-        if x.shape[2] % self.total or x.shape[3] % self.total:
+        if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(
-                f"BEVBackbone: the map has {x.shape[2]} x {x.shape[3]} cells, expected multiples of {self.total}, the "
-                "product of the strides"
+                f"BEVBackbone: the map has {x.shape[2]} x {x.shape[3]} cells, expected multiples of {self.multiple}, "
+                "the product of the strides"
             )
         found = []
         for level, up in zip(self.levels, self.ups, strict=True):

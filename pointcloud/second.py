@@ -1,80 +1,89 @@
-"""SECOND's middle: sparse convolutions from fine voxels to a map an eighth as fine."""
+"""SECOND's middle network: sparse convolutions that bring voxels to an eighth of the grid's size, seen from above."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
 from ..core.errors import ConfigError
-from .sparse import SparseConv3d, SubMConv3d
+from .sparse import SparseConv3d, SubMConv3d, Triple
 from .voxels import BatchNorm, Voxels
 
 
-class _Layer(nn.Module):
-    """A sparse convolution, a norm, and the ReLU."""
+class _Convolution(nn.Module):
+    """A sparse convolution with batch norm and ReLU."""
 
-    def __init__(self, conv: SubMConv3d | SparseConv3d, width: int) -> None:
+    def __init__(self, conv: nn.Module, channels: int) -> None:
         super().__init__()
-        self.conv, self.norm = conv, BatchNorm(width)
+        self.conv, self.norm, self.act = conv, BatchNorm(channels), nn.ReLU()
 
     def forward(self, voxels: Voxels) -> Voxels:
-        y: Voxels = self.conv(voxels)
-        return y.with_features(self.norm(y.features).relu())
+        voxels = self.conv(voxels)
+        return voxels.with_features(self.act(self.norm(voxels.features)))
 
 
-class SparseEncoder(nn.Module):
-    """Submanifold convolutions at each of several scales, strided ones between, the height closed at the end.
+def _submanifold(before: int, after: int) -> _Convolution:
+    return _Convolution(SubMConv3d(before, after), after)
+
+
+def _strided(before: int, after: int, kernel: Triple, stride: Triple, padding: Triple) -> _Convolution:
+    return _Convolution(SparseConv3d(before, after, kernel, stride, padding), after)
+
+
+class SECOND(nn.Module):
+    """Four levels of submanifold convolutions, a strided one between them, and one that halves the height at the end.
 
     Args:
         in_channels: Features of the voxels that come in.
-        grid: Voxels along z, y and x.
-        widths: Features at each scale; the grid is halved between.
-        out_channels: Features after the last convolution, which strides along z alone.
+        grid_height: Voxels of the grid along z.
+        widths: Features of the four levels.
+        out_width: Features of the voxels that come out.
 
     Attributes:
-        out_channels: Channels of the map seen from above.
-        stride: Voxels along x and y for each cell of the map.
+        out_channels: Channels of the map seen from above that comes out.
+        stride: Voxels of the grid along each side of a cell of that map.
 
     Raises:
-        ConfigError: The grid is too low.
+        ConfigError: There are not four widths, the grid is too low, or spconv is not there.
 
     Source:
-        Yan et al., SECOND: sparsely embedded convolutional detection (2018), section 3.1.2 and figure 3; widths and
-        paddings: the authors' release.
+        Yan et al., SECOND: sparsely embedded convolutional detection (2018), section 3.1.2, with the four levels of
+        the authors' later release.
     """
 
+    stride = 8
+
     def __init__(
-        self,
-        in_channels: int,
-        grid: tuple[int, int, int],
-        widths: Sequence[int] = (16, 32, 64, 64),
-        out_channels: int = 128,
+        self, in_channels: int, grid_height: int, widths: Sequence[int] = (16, 32, 64, 64), out_width: int = 128
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_Layer(SubMConv3d(in_channels, widths[0]), widths[0])]
-        height, width = grid[0], widths[0]
-        for scale, out in enumerate(widths):
-            if scale:
-                # The release leaves the last of its four scales without padding along z.
-                padding: Any = (0, 1, 1) if scale == 3 else 1
-                layers.append(_Layer(SparseConv3d(width, out, 3, 2, padding), out))
-                height = (height + (0 if scale == 3 else 2) - 3) // 2 + 1
-            else:
-                layers.append(_Layer(SubMConv3d(width, out), out))
-                width = out
-                continue
-            layers += [_Layer(SubMConv3d(out, out), out) for _ in range(2)]
-            width = out
-        layers.append(_Layer(SparseConv3d(width, out_channels, (3, 1, 1), (2, 1, 1)), out_channels))
-        height = (height - 3) // 2 + 1
+        if len(widths) != 4:
+            raise ConfigError(f"SECOND: found {len(widths)} widths, expected 4, one for each level")
+        first, second, third, fourth = widths
+        self.layers = nn.Sequential(
+            _submanifold(in_channels, first),
+            _submanifold(first, first),
+            *self._level(first, second, (1, 1, 1)),
+            *self._level(second, third, (1, 1, 1)),
+            *self._level(third, fourth, (0, 1, 1)),
+            _strided(fourth, out_width, (3, 1, 1), (2, 1, 1), 0),
+        )
+        height = grid_height + 1
+        for padding in (1, 1, 0, 0):
+            height = (height + 2 * padding - 3) // 2 + 1
         if height < 1:
-            raise ConfigError(f"SparseEncoder: a grid {grid[0]} voxels high leaves nothing after the last convolution")
-        self.layers = nn.Sequential(*layers)
-        self.out_channels, self.stride = out_channels * height, 2 ** (len(widths) - 1)
+            raise ConfigError(f"SECOND: the grid is {grid_height} voxels high, too few to be halved four times")
+        self.out_channels = out_width * height
+
+    @staticmethod
+    def _level(before: int, after: int, padding: Triple) -> list[_Convolution]:
+        return [_strided(before, after, 3, 2, padding), _submanifold(after, after), _submanifold(after, after)]
 
     def forward(self, voxels: Voxels) -> Voxels:
         """Convolve voxels."""
-        y: Voxels = self.layers(voxels)
-        return y
+        z, y, x = voxels.shape
+        # One empty layer above, so that halving keeps the top.
+        found: Voxels = self.layers(replace(voxels, shape=(z + 1, y, x), pairs={}))
+        return found
