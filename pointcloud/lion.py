@@ -260,7 +260,7 @@ class LION(nn.Module):
         common: dict[str, Any] = {"operator": operator, "options": operator_options, "recompute": recompute}
         rates = torch.linspace(0, drop_path, 4 * len(windows) + 1).tolist()
         self.blocks = nn.ModuleList(
-            LIONBlock(dim, tuple(window), group, drop_path=rates[4 * i : 4 * i + 4], **common)
+            LIONBlock(dim, window, group, drop_path=rates[4 * i : 4 * i + 4], **common)
             for i, (window, group) in enumerate(zip(windows, groups, strict=True))
         )
         self.merges = nn.ModuleList(VoxelMerge(dim, (1, 1, 2), generate) for _ in windows)

@@ -27,10 +27,10 @@ class TTTLinear(Mixer):
 
     The authors' release scales the steps since a mini-batch's beginning by 1 / t when its t-th step reads them. Here
     that factor is 1 / mini_batch at every step: each mini-batch leaves behind what it does in the release, and reads
-    within one lean less on it. The release's correction of that factor (learnable_token_idx, 0 at the start) is
-    left out unless ``learned_factor``; the other parameters carry the release's names, so that its weights load, and
-    its initial values. Its projections start with a standard deviation of 0.02 at every width; here with PyTorch's, which is that at dim 768,
-    for the norms inside are ill-conditioned on smaller inputs.
+    within one lean less on it. The release's correction of that factor (learnable_token_idx, 0 at the start) is left
+    out unless ``learned_factor``; the other parameters carry the release's names, so that its weights load, and its
+    initial values. Its projections start with a standard deviation of 0.02 at every width; here with PyTorch's, which
+    is that at dim 768, for the norms inside are ill-conditioned on smaller inputs.
 
     Args:
         dim: Features of the input and of the output.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import DropPath
 
 from scanweave.core import ConfigError, create_grid_mixer, list_mixers
 from scanweave.pointcloud.lion import LION, RELEASE_PI, LearnedPosition, LIONBlock, VoxelMerge
@@ -104,7 +105,10 @@ def test_published_parameter_counts(operator, millions):
 
 @pytest.mark.parametrize("operator", list_operators())
 def test_any_operator_keeps_frames_apart_and_learns_with_all_it_has(operator):
-    backbone, both = small(operator, drop_path=0.0).double().eval(), draw_voxels((4, 9, 7), 8)
+    torch.manual_seed(0)
+    one = {"windows": ((3, 3, 2),), "groups": (8,), "last_window": (3, 3, 1), "last_group": 8}
+    backbone = LION(8, 2, operator=operator, dim=8, drop_path=0.0, **one).double().eval()
+    both = draw_voxels((2, 9, 7), 8, share=0.5)
     y = backbone(both)
     assert y.shape == (1, 9, 7)
     assert y.features.shape[1] == 8
@@ -129,6 +133,23 @@ def test_frames_without_points():
     for training in (False, True):
         nothing = Voxels(torch.zeros(0, 8), torch.zeros(0, 4, dtype=torch.int64), (4, 9, 7), 2)
         assert not backbone.train(training)(nothing).to_bev().any()
+
+
+def test_one_voxel_is_enough_to_train_on():
+    backbone = small().train()
+    y = backbone(Voxels(torch.ones(1, 8), torch.tensor([[0, 1, 2, 3]]), (4, 9, 7), 1))
+    y.features.square().sum().backward()
+    assert y.features.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+def test_training_skips_operators_but_those_of_xlstm():
+    dropped = {name: [m.drop_prob for m in small(name).modules() if isinstance(m, DropPath)] for name in OPERATORS}
+    assert not any(dropped.pop("xlstm"))
+    for rates in dropped.values():
+        assert rates == sorted(rates)
+        assert rates[0] == 0
+        assert abs(rates[-1] - 0.2) < 1e-6
 
 
 def test_recomputing_changes_memory_alone():
