@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -44,6 +46,12 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(found, key=float))
     except ValueError:
         return tuple(sorted(found))
+
+
+def digest(names: Sequence[str], labels: Sequence[str]) -> str:
+    """Return a SHA-256 of which samples there are, and of which class, whatever their order."""
+    pairs = sorted(zip(names, labels, strict=True))
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from ...core.classification import held_out, order_classes
+from ...core.classification import digest, held_out, order_classes
 from ...core.errors import ConfigError, DataError
 from ...core.sampler import evaluation_loader, train_loader
 from ...core.storage import atomic_file
@@ -242,9 +240,7 @@ class ClassifyData(pl.LightningDataModule):
         split: dict[str, dict[str, Any]] = {}
         for part, images in self._parts.items():
             if part != "test" or self.test_root is None:
-                pairs = sorted(zip(images.names, images.labels or [], strict=True))
-                digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-                split[part] = {"images": len(images), "sha256": digest}
+                split[part] = {"images": len(images), "sha256": digest(images.names, images.labels or [])}
         return split
 
     def _check_same_split(self, trained: Mapping[str, Any]) -> None:

@@ -61,13 +61,14 @@ class Mistakes:
         return [(int(index), int(true), int(called), certainty) for certainty, index, true, called in found]
 
 
-def class_report(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path:
+def class_report(counts: np.ndarray, classes: Sequence[str], path: Path, counted: str = "images") -> Path:
     """Write precision, recall, F1 and the number of images of each class.
 
     Args:
         counts: (K, K); entry (i, j) counts images of class i that were called j.
         classes: K names.
         path: The CSV file to write.
+        counted: What was classified, the heading of the last column.
 
     Returns:
         The file.
@@ -84,7 +85,7 @@ def class_report(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path
             "precision": share(right, called),
             "recall": share(right, true),
             "f1": share(2 * right, true + called),
-            "images": true,
+            counted: true,
         }
     )
     with atomic_file(path, "w") as file:

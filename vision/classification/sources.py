@@ -176,11 +176,11 @@ def _dataset_images(name: str, part: str, dataset: Any) -> ImageSet:
 
 def _from_csv(path: Path, options: SourceOptions, *, labelled: bool) -> dict[str, ImageSet]:
     """Read a list of paths, relative to the list's folder, with labels and parts where it has them."""
-    table = _read_table(path)
+    table = read_table(path)
     header = list(table.columns)
-    where = _column(path, header, options.path_column, _PATH_NAMES, "path", needed=True)
-    what = _column(path, header, options.label_column, _LABEL_NAMES, "label", needed=labelled) if labelled else None
-    split = _column(path, header, options.split_column, _PART_NAMES, "split", needed=False) if labelled else None
+    where = find_column(path, header, options.path_column, _PATH_NAMES, "path", needed=True)
+    what = find_column(path, header, options.label_column, _LABEL_NAMES, "label", needed=labelled) if labelled else None
+    split = find_column(path, header, options.split_column, _PART_NAMES, "split", needed=False) if labelled else None
     names = [cell.strip() for cell in table[where]]
     _check_cells(path, where, names)
     files = [path.parent / name for name in names]
@@ -215,7 +215,12 @@ def _divided(path: Path, column: str, cells: Sequence[str], whole: ImageSet) -> 
     return {part: whole.select(which) for part, which in rows.items()}
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV list with a header, comma, semicolon or tab between cells, as text.
+
+    Raises:
+        DataError: It cannot be read, or has no row.
+    """
     try:
         head = path.open(encoding="utf-8-sig").readline()
         delimiter = max(",;\t", key=head.count)
@@ -227,9 +232,14 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _column(
+def find_column(
     path: Path, header: Sequence[str], given: str | None, known: Sequence[str], part: str, *, needed: bool
 ) -> Any:
+    """Return the column that was named, or the first of the known names; None where none is needed.
+
+    Raises:
+        DataError: There is no such column; lists those there are.
+    """
     if given is not None and given not in header:
         raise DataError(f"{path}: no column {given!r}{nearest(given, header)}; found {', '.join(header)}")
     name = given or next((name for word in known for name in header if name.strip().lower() == word), None)

@@ -16,7 +16,9 @@ from ...core.errors import DataError
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
-_ADVICE = "expected a whole video; copy or convert it again, or pass --data.on_bad_sample skip to leave out and count it"
+_ADVICE = (
+    "expected a whole video; copy or convert it again, or pass --data.on_bad_sample skip to leave out and count it"
+)
 # AVI keeps the order of decoding only, so its packets' times are not the frames'.
 _UNTIMED = ("avi", "mpeg")
 

@@ -54,27 +54,23 @@ class MovingDigit(Video):
         return FRAMES
 
     def pixels(self, numbers: Sequence[int]) -> np.ndarray:
-        return np.stack([self._frame(n) for n in numbers])
+        way = 1 if self.motion < len(_STEPS) else -1
+        places = self.start + way * _STEPS[self.motion % len(_STEPS)] * np.asarray(numbers)
+        angles = 2 * np.pi * (places % FRAMES) / FRAMES
+        digit = _digits()[self.number]
+        first = SIZE / 2 - _SCALE * len(digit) / 2
+        grid = np.arange(SIZE) + 0.5 - first
+        rows, columns = (_weights(grid - _RADIUS * wave(angles)[:, None], len(digit)) for wave in (np.sin, np.cos))
+        images = (255 * np.clip(rows @ digit @ columns.mT, 0, 1)).round().astype(np.uint8)
+        return np.repeat(images[..., None], 3, axis=-1)
 
     def all_frames(self) -> Iterator[np.ndarray]:
-        return map(self._frame, range(FRAMES))
-
-    def _frame(self, number: int) -> np.ndarray:
-        way = 1 if self.motion < len(_STEPS) else -1
-        place = self.start + way * _STEPS[self.motion % len(_STEPS)] * number
-        angle = 2 * np.pi * place / FRAMES
-        digit = _digits()[self.number]
-        half = _SCALE * digit.shape[0] / 2
-        top, left = (SIZE / 2 + _RADIUS * np.array([np.sin(angle), np.cos(angle)])) - half
-        grid = np.arange(SIZE) + 0.5
-        rows, columns = _weights(grid - top, digit.shape[0]), _weights(grid - left, digit.shape[1])
-        image = np.clip(rows @ digit @ columns.T, 0, 1)
-        return np.repeat((255 * image[..., None]).round().astype(np.uint8), 3, axis=-1)
+        return iter(self.pixels(range(FRAMES)))
 
 
 def _weights(at: np.ndarray, length: int) -> np.ndarray:
-    """Return (len(at), length) bilinear weights of a digit's pixels at places given in enlarged pixels."""
-    return np.clip(1 - np.abs(at[:, None] / _SCALE - 0.5 - np.arange(length)), 0, None)
+    """Return (..., length) bilinear weights of a digit's pixels at places measured from its edge."""
+    return np.clip(1 - np.abs(at[..., None] / _SCALE - 0.5 - np.arange(length)), 0, None).astype(np.float32)
 
 
 def moving_digits() -> list[MovingDigit]:
