@@ -3,8 +3,8 @@
 Each run reads, augments and trains with one thread until it has had its seconds of a processor, whatever else runs; the
 learning rate falls as half a cosine of the share of them that is spent. All get the same optimiser, rate, batches and
 augmentation, and their last weights are tested. Models that cut images into patches of 16 get smaller patches, so that
-small images give tokens. The scan backbones are registered ones made smaller: VMamba with depths 1-1-2-1 and widths from
-48, ViL with 8 blocks of width 128.
+small images give tokens. The scan backbones are registered ones made smaller: VMamba with depths 1-1-2-1 and widths
+from 48, ViL with 8 blocks of width 128.
 
 Run from the repository: ``python -m tests.benchmarks.image_table --data FOLDER_OR_ZIP --out FOLDER --seconds 600``.
 Each finished run is a JSON file in the output folder; a run that has one is not done again.
