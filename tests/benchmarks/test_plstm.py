@@ -52,7 +52,7 @@ def test_forward(bench_out: Path | None) -> None:
     tensors = _draw(SIDE)
     calls = {name: lambda call=call: call(*tensors) for name, call in _calls().items()}
     # Two products for what is read, three each for what is sent along and down.
-    found = compare(f"plstm_scan_2d forward, {TITLE}", calls, floor_seconds=_floor(SIDE, 8), out=bench_out, rounds=3)
+    found = compare(f"plstm_scan_2d forward, {TITLE}", calls, floor_seconds=_floor(SIDE, 8), out=bench_out, rounds=5)
     assert found["scanweave"] < found["chunked (log depth)"] < found["node by node"]
 
 
@@ -61,7 +61,7 @@ def test_forward_and_backward(bench_out: Path | None) -> None:
     do = torch.randn(tensors[2].shape, generator=torch.Generator().manual_seed(1))
     calls = {name: _gradient(call, tensors, do) for name, call in _calls().items()}
     title, floor = f"plstm_scan_2d forward + backward, {TITLE}", _floor(SIDE, 8 + 6 + 20)
-    found = compare(title, calls, floor_seconds=floor, out=bench_out, rounds=2)
+    found = compare(title, calls, floor_seconds=floor, out=bench_out, rounds=5)
     assert found["scanweave"] < min(found["chunked (log depth)"], found["node by node"])
 
 
