@@ -128,10 +128,9 @@ def _retnet(dim: int, drop_path: float) -> nn.Module:
 
 
 def _xlstm(dim: int, drop_path: float) -> nn.Module:
-    """Build two blocks, which training never skips, whatever ``drop_path``: the release has none there."""
-
     def layer(backwards: bool) -> nn.Module:
-        return PreNorm(dim, create_mixer("mlstm", dim, head_dim=dim // 2, bias=True), backwards=backwards)
+        mixer = create_mixer("mlstm", dim, head_dim=dim // 2, bias=True)
+        return PreNorm(dim, mixer, backwards=backwards, drop_path=drop_path)
 
     return nn.Sequential(layer(False), layer(True))
 
