@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SIGNS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
 # Pairs of boxes worked on at once, so that memory stays bounded for thousands of boxes against thousands.
 _CHUNK = 1 << 20
+# Fewer pairs than this are all looked at: sorting would take longer.
+_FEW = 1 << 16
 
 
 def overlap_area(a: Tensor, b: Tensor) -> Tensor:
@@ -32,30 +33,45 @@ def overlap_area(a: Tensor, b: Tensor) -> Tensor:
         if boxes.shape[-1:] != (5,):
             raise ValueError(f"{name} has shape {tuple(boxes.shape)}, expected (..., 5): x, y, length, width, heading")
     cos, sin = b[..., 4].cos(), b[..., 4].sin()
-    dx, dy = (a[..., 0] - b[..., 0]), (a[..., 1] - b[..., 1])
-    centre = torch.stack((dx * cos + dy * sin, dy * cos - dx * sin), -1)
+    dx, dy = a[..., 0] - b[..., 0], a[..., 1] - b[..., 1]
     turn = a[..., 4] - b[..., 4]
-    cos, sin = turn.cos()[..., None], turn.sin()[..., None]
-    signs = torch.tensor(_SIGNS, dtype=a.dtype, device=a.device) / 2
-    local = a[..., None, 2:4] * signs
-    x = centre[..., 0, None] + local[..., 0] * cos - local[..., 1] * sin
-    y = centre[..., 1, None] + local[..., 0] * sin + local[..., 1] * cos
-    half = b[..., 2:4] / 2
-    hx, hy = half[..., 0, None], half[..., 1, None]
-    rise_x, rise_y = x.roll(-1, -1) - x, y.roll(-1, -1) - y
-
-    def crossing(at: Tensor, start: Tensor, rise: Tensor) -> Tensor:
-        return ((at - start) / torch.where(rise == 0, torch.ones_like(rise), rise)).clamp(0, 1)
-
-    first, second = crossing(-hx, x, rise_x), crossing(hx, x, rise_x)
-    low, high = crossing(-hy, y, rise_y), crossing(hy, y, rise_y)
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    half_x, half_y = b[..., 2] / 2, b[..., 3] / 2
+    x, step_x, low_x, high_x = _outline(dx * cos + dy * sin, a[..., 2] * turn.cos(), -a[..., 3] * turn.sin(), half_x)
+    y, step_y, low_y, high_y = _outline(dy * cos - dx * sin, a[..., 2] * turn.sin(), a[..., 3] * turn.cos(), half_y)
+    # The four cuts in order; each pair is in order already.
+    inner, outer = torch.maximum(low_x, low_y), torch.minimum(high_x, high_y)
+    ordered = (
+        torch.minimum(low_x, low_y),
+        torch.minimum(inner, outer),
+        torch.maximum(inner, outer),
+        torch.maximum(high_x, high_y),
+    )
+    cuts = torch.stack((torch.zeros_like(x), *ordered, torch.ones_like(x)))
     # Both coordinates are clamped at every cut, so a cut in excess splits a trapezoid in two and adds nothing.
-    cuts = torch.stack((zero, first, second, low, high, one), -1).sort(-1).values
-    px = (x[..., None] + cuts * rise_x[..., None]).clamp(-hx[..., None], hx[..., None])
-    py = (y[..., None] + cuts * rise_y[..., None]).clamp(-hy[..., None], hy[..., None])
-    strips = (px[..., 1:] + px[..., :-1]) * (py[..., 1:] - py[..., :-1])
-    return (strips.sum((-2, -1)) / 2).clamp(min=0)
+    px, py = (x + cuts * step_x).clamp(-half_x, half_x), (y + cuts * step_y).clamp(-half_y, half_y)
+    strips = (px[1:] + px[:-1]) * (py[1:] - py[:-1])
+    return (strips.sum((0, 1)) / 2).clamp(min=0)
+
+
+def _outline(center: Tensor, length: Tensor, width: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Walk around a rectangle along one axis.
+
+    Args:
+        center: (...) its centre.
+        length: (...) what its length extends along the axis, signed.
+        width: (...) what its width does.
+        half: (...) half of the other rectangle's extent.
+
+    Returns:
+        The corners, the steps from each to the next, and the shares of a step at which it enters and leaves
+        ``[-half, half]``, in order and within 0 and 1; (4, ...) each.
+    """
+    along, across = (length + width) / 2, (length - width) / 2
+    start = torch.stack((center + along, center - across, center - along, center + across))
+    step = start.roll(-1, 0) - start
+    divisor = torch.where(step == 0, 1.0, step)
+    first, second = ((-half - start) / divisor).clamp(0, 1), ((half - start) / divisor).clamp(0, 1)
+    return start, step, torch.minimum(first, second), torch.maximum(first, second)
 
 
 def _flat(boxes: Tensor) -> Tensor:
@@ -99,6 +115,34 @@ def aligned_iou(a: Tensor, b: Tensor, space: str = "3d") -> Tensor:
     return _ratio(shared, size_a, size_b)
 
 
+def _near(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return i, j (K,) of the pairs whose circles around the rectangles meet.
+
+    Only boxes that stand near each other along x are looked at: where each one's begin and end in the order of x is
+    found by bisection.
+    """
+    reach_a, reach_b = a[:, 3:5].norm(dim=-1) / 2, b[:, 3:5].norm(dim=-1) / 2
+    if len(a) * len(b) <= _FEW:
+        apart = torch.hypot(a[:, :1] - b[:, 0], a[:, 1:2] - b[:, 1])
+        i, j = torch.nonzero(apart <= reach_a[:, None] + reach_b, as_tuple=True)
+        return i, j
+    reach = reach_a + reach_b.nan_to_num().max()
+    order = b[:, 0].argsort()
+    along = b[order, 0]
+    first = torch.searchsorted(along, a[:, 0] - reach)
+    counts = (torch.searchsorted(along, a[:, 0] + reach, right=True) - first).clamp(min=0)
+    found = []
+    for rows in torch.arange(len(a), device=a.device).split(max(1, _CHUNK // len(b))):
+        count = counts[rows]
+        i = rows.repeat_interleave(count)
+        start = (first[rows] - count.cumsum(0) + count).repeat_interleave(count)
+        j = order[start + torch.arange(len(i), device=a.device)]
+        apart = torch.hypot(a[:, 0][i] - b[:, 0][j], a[:, 1][i] - b[:, 1][j])
+        near = apart <= reach_a[i] + reach_b[j]
+        found.append((i[near], j[near]))
+    return torch.cat([i for i, _ in found]), torch.cat([j for _, j in found])
+
+
 def near_overlaps(a: Tensor, b: Tensor, space: str, ordered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Return the overlaps of the lidar boxes that are near enough to have one.
 
@@ -111,13 +155,9 @@ def near_overlaps(a: Tensor, b: Tensor, space: str, ordered: bool = False) -> tu
     Returns:
         i, j (K,) int64 of the pairs whose circles around the rectangles meet, and their intersections over unions (K,).
     """
-    with torch.no_grad():
-        reach = (a[:, 3:5].norm(dim=-1)[:, None] + b[:, 3:5].norm(dim=-1)) / 2
-        apart = (a[:, None, :2] - b[None, :, :2]).norm(dim=-1)
-        near = apart <= reach
-        if ordered:
-            near = near.triu(1)
-        i, j = torch.nonzero(near, as_tuple=True)
+    i, j = _near(a.detach(), b.detach())
+    if ordered:
+        i, j = i[i < j], j[i < j]
     pieces = [aligned_iou(a[m], b[n], space) for m, n in zip(i.split(_CHUNK), j.split(_CHUNK), strict=True)]
     return i, j, torch.cat(pieces)
 

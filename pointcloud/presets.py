@@ -235,14 +235,15 @@ DETECTORS: dict[str, tuple[Callable[..., Detector], Mapping[str, Any]]] = {
 """For each name what builds the detector, and where its arguments differ from the published ones."""
 
 
+_KITTI_NAMES = tuple(kind.name for kind in KITTI_CLASSES)
+
+
 def list_detectors() -> list[str]:
     """Return the names that :func:`create_detector` takes, sorted."""
     return sorted(DETECTORS)
 
 
-def create_detector(
-    name: str, classes: Sequence[str | AnchorClass] = tuple(one.name for one in KITTI_CLASSES), **overrides: Any
-) -> Detector:
+def create_detector(name: str, classes: Sequence[str | AnchorClass] = _KITTI_NAMES, **overrides: Any) -> Detector:
     """Build a detector by its name.
 
     Args:
