@@ -1,8 +1,9 @@
-"""The token shift in front of RWKV's projections."""
+"""The shifts in front of RWKV's projections: by a token of a series, by a pixel of an image."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,3 +26,29 @@ def token_shift(x: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[
     if reset is not None:
         previous = previous.masked_fill(reset.unsqueeze(-1), 0)
     return previous, x[:, -1].to(state.dtype)
+
+
+def pixel_shift(x: Tensor) -> Tensor:
+    """Return each pixel's neighbours: a quarter of its channels from each of the four.
+
+    In this order: from the left, from the right, from above, from below, zeros from beyond the border; channels that
+    four does not divide stay the pixel's own. A clip's frames are shifted each by itself.
+
+    Args:
+        x: Input (B, ..., H, W, C), or (B, W, C), where above and below are zeros.
+
+    Returns:
+        The shifted input, x's shape and dtype.
+
+    Source:
+        Duan et al., Vision-RWKV (2024), section 3.2, "Q-Shift".
+    """
+    quarter = x.shape[-1] // 4
+    left, right, above, below, rest = x.split([quarter] * 4 + [x.shape[-1] - 4 * quarter], -1)
+    left, right = F.pad(left[..., :-1, :], (0, 0, 1, 0)), F.pad(right[..., 1:, :], (0, 0, 0, 1))
+    if x.dim() > 3:
+        above = F.pad(above[..., :-1, :, :], (0, 0, 0, 0, 1, 0))
+        below = F.pad(below[..., 1:, :, :], (0, 0, 0, 0, 0, 1))
+    else:
+        above, below = torch.zeros_like(above), torch.zeros_like(below)
+    return torch.cat([left, right, above, below, rest], -1)

@@ -40,7 +40,7 @@ def retention_formula(mixer, x):
         decay = torch.where(distance >= 0, (1 - 2.0 ** (-5 - h)) ** distance.clamp(min=0), 0)
         outputs.append((scores / K**0.5 * decay) @ v[:, h])
     y = nn.functional.group_norm(torch.cat(outputs, -1), H, eps=1e-6)
-    return mixer.out_proj(silu(mixer.g_proj(x)) * y)
+    return mixer.out_proj(y if mixer.g_proj is None else silu(mixer.g_proj(x)) * y)
 
 
 def gla_formula(mixer, x):
@@ -83,7 +83,7 @@ def mlstm_formula(mixer, x):
     u, z = mixer.proj_up(x).chunk(2, -1)
     c = convolved(u, mixer.conv1d.conv)
     q, k, v = (
-        of @ torch.block_diag(*layer.weight).T
+        nn.functional.linear(of, torch.block_diag(*layer.weight), layer.bias)
         for of, layer in ((c, mixer.q_proj), (c, mixer.k_proj), (u, mixer.v_proj))
     )
     cell = mixer.mlstm_cell
@@ -99,7 +99,7 @@ def mlstm_formula(mixer, x):
             C = f[t, head] * C + i[t, head] * torch.outer(v[t, own], key)
             n = f[t, head] * n + i[t, head] * key
             h[t, own] = C @ q[t, own] / max(abs(n @ q[t, own]), 1)
-    h = nn.functional.group_norm(h, H, 1 + cell.outnorm.weight, eps=1e-5)
+    h = nn.functional.group_norm(h, H, 1 + cell.outnorm.weight, cell.outnorm.bias, eps=1e-5)
     return mixer.proj_down((h + mixer.learnable_skip * c) * silu(z))
 
 
@@ -132,12 +132,14 @@ def rwkv6_formula(mixer, x):
     [
         ("retention", retention_formula, {"head_dim": 4}),
         ("retention", retention_formula, {"head_dim": 3, "expand_v": 1}),
+        ("retention", retention_formula, {"head_dim": 6, "gate": False}),
         ("gla", gla_formula, {"head_dim": 4, "gate_rank": 3}),
         ("gla", gla_formula, {"head_dim": 6, "expand_k": 1.0, "expand_v": 0.5}),
         ("mamba2", mamba2_formula, {"head_dim": 6, "d_state": 5}),
         ("mamba2", mamba2_formula, {"head_dim": 4, "d_state": 3, "groups": 3, "d_conv": 2}),
         ("mlstm", mlstm_formula, {"head_dim": 8}),
         ("mlstm", mlstm_formula, {"head_dim": 12, "block_size": 3, "d_conv": 3}),
+        ("mlstm", mlstm_formula, {"head_dim": 12, "bias": True}),
         ("rwkv6", rwkv6_formula, {"head_dim": 4, "mix_rank": 3, "decay_rank": 2}),
     ],
 )
