@@ -157,6 +157,10 @@ class Task(pl.LightningModule):
         index = batch.get("index") if isinstance(batch, Mapping) else None
         return f"samples {index.tolist()}" if isinstance(index, Tensor) else ""
 
+    def batch_size(self, batch: Any) -> int:
+        """Return how many samples a batch has; by default the first size of its tensors."""
+        return extract_batch_size(batch)
+
     # --- what the tasks share -------------------------------------------------------------------------------------
 
     def build(self) -> None:
@@ -204,7 +208,7 @@ class Task(pl.LightningModule):
 
     def _step(self, batch: Any, stage: Stage) -> Tensor:
         loss = self.compute(batch, stage)
-        size = extract_batch_size(batch)
+        size = self.batch_size(batch)
         mean: SampleMean = getattr(self, f"{stage}_loss")
         mean.update(loss, size)
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=size, prog_bar=stage != "test")

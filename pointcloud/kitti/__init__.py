@@ -6,7 +6,7 @@ from .metric import KittiAP
 from .objects import Objects, read_objects, write_detections, write_labels
 from .prepare import Prepared, prepare
 from .scenes import Scene, make_scene, write_scenes
-from .view import draw_frame
+from .view import draw_frame, draw_on_image
 
 __all__ = [
     "KittiAP",
@@ -15,6 +15,7 @@ __all__ = [
     "Prepared",
     "Scene",
     "draw_frame",
+    "draw_on_image",
     "evaluate",
     "evaluate_folder",
     "make_scene",

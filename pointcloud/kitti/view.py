@@ -1,20 +1,32 @@
-"""A frame from above: points, labels and detections in one picture, drawn without a display."""
+"""A frame from above and on its image: points, labels and detections, drawn without a display."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.collections import LineCollection
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ...core.errors import DataError
 from ...core.plots import BLUE, MUTED, ORANGE, new_figure, save_figure, set_title
-from ..boxes import corners
+from ..boxes import Calibration, camera_corners, corners, lidar_to_camera
 
-_FORWARD, _SIDE = (0.0, 70.4), (-40.0, 40.0)
+_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
+_EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+# Edges that come nearer to the camera than this are not drawn: their ends would lie far outside.
+_NEAREST = 0.5
 
 
 def draw_frame(
-    path: str | Path, points: Tensor, labels: Tensor, detections: Tensor | None = None, title: str = ""
+    path: str | Path,
+    points: Tensor,
+    labels: Tensor,
+    detections: Tensor | None = None,
+    title: str = "",
+    point_range: Sequence[float] = _RANGE,
 ) -> Path:
     """Draw a scan from above, forward to the right, with its boxes.
 
@@ -24,6 +36,7 @@ def draw_frame(
         labels: (M, 7) lidar boxes, drawn in blue; a stroke from the centre shows where each heads.
         detections: (K, 7) lidar boxes, drawn in orange; None draws none.
         title: What stands above.
+        point_range: Least x, y, z and greatest x, y, z of what is shown, metres.
 
     Returns:
         The path.
@@ -31,7 +44,9 @@ def draw_frame(
     Raises:
         ConfigError: The file cannot be written.
     """
-    figure, (ax,) = new_figure(9.0, 9.6)
+    forward, side = (point_range[0], point_range[3]), (point_range[1], point_range[4])
+    shape = (side[1] - side[0]) / (forward[1] - forward[0])
+    figure, (ax,) = new_figure(9.0, 0.6 + min(12.0, 7.92 * shape))
     ax.grid(False)
     cloud = points.detach().cpu().numpy()
     # Height tells objects from the road: dark is high.
@@ -44,8 +59,57 @@ def draw_frame(
             ax.plot(ring[:, 0], ring[:, 1], color=colour, linewidth=1.4, label=None if index else name)
             front = (ring[0] + ring[3]) / 2
             ax.plot([float(box[0]), front[0]], [float(box[1]), front[1]], color=colour, linewidth=1.4)
-    ax.set(xlim=_FORWARD, ylim=_SIDE, aspect="equal", xlabel="x, forward (m)", ylabel="y, left (m)")
+    ax.set(xlim=forward, ylim=side, aspect="equal", xlabel="x, forward (m)", ylabel="y, left (m)")
     set_title(ax, title)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(loc="upper right", frameon=False, labelcolor=MUTED)
+    return save_figure(figure, path)
+
+
+def draw_on_image(
+    path: str | Path,
+    image: str | Path,
+    calibration: Calibration,
+    labels: Tensor,
+    detections: Tensor | None = None,
+    title: str = "",
+) -> Path:
+    """Draw boxes on the camera's image.
+
+    Args:
+        path: The PNG to write.
+        image: The image's file.
+        calibration: The frame's calibration.
+        labels: (M, 7) lidar boxes, drawn in blue.
+        detections: (K, 7) lidar boxes, drawn in orange; None draws none.
+        title: What stands above.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: The image cannot be read.
+        ConfigError: The file cannot be written.
+    """
+    try:
+        with Image.open(image) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{image}: cannot be read as an image ({error})") from error
+    height, width = pixels.shape[:2]
+    figure, (ax,) = new_figure(12.0, 12.0 * height / width + 0.5)
+    ax.imshow(pixels)
+    for boxes, colour, name in ((labels, BLUE, "label"), (detections, ORANGE, "detection")):
+        if boxes is None or not len(boxes):
+            continue
+        ends = camera_corners(lidar_to_camera(boxes.detach().cpu().double(), calibration))
+        before = (ends[..., 2] > _NEAREST).numpy()
+        at = calibration.rect_to_image(ends)[0].numpy()
+        lines = [at[box, list(edge)] for box in range(len(at)) for edge in _EDGES if before[box, list(edge)].all()]
+        ax.add_collection(LineCollection(lines, colors=colour, linewidths=1.2, label=name))
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    ax.axis("off")
+    set_title(ax, title)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc="upper right", frameon=False, labelcolor="white")
     return save_figure(figure, path)

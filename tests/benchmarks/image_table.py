@@ -62,10 +62,12 @@ class Budget(pl.Callback):
 
     Args:
         seconds: The budget of processor time; reading and augmenting count.
+        warmup: Share of it in which the rate rises from 0 instead.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.begin, self.images = seconds, 0.0, 0
+    def __init__(self, seconds: float, warmup: float = 0.0) -> None:
+        self.seconds, self.warmup = seconds, warmup
+        self.begin, self.images = 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.begin = time.process_time()
@@ -74,6 +76,8 @@ class Budget(pl.Callback):
         share = min(1.0, (time.process_time() - self.begin) / self.seconds)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = pl_module.lr * (1 + math.cos(math.pi * share)) / 2
+            if share < self.warmup:
+                group["lr"] *= share / self.warmup
         self.images += len(batch["index"])
 
     def on_train_batch_end(
