@@ -51,7 +51,7 @@ def draw_frame(
     cloud = points.detach().cpu().numpy()
     # Height tells objects from the road: dark is high.
     ax.scatter(
-        cloud[:, 0], cloud[:, 1], c=np.clip(cloud[:, 2], -2, 1), s=0.4, cmap="Greys", vmin=-2.6, vmax=1, linewidths=0
+        cloud[:, 0], cloud[:, 1], c=np.clip(cloud[:, 2], -2, 1), s=0.8, cmap="Greys", vmin=-3.4, vmax=1, linewidths=0
     )
     for boxes, colour, name in ((labels, BLUE, "label"), (detections, ORANGE, "detection")):
         for index, box in enumerate([] if boxes is None else boxes.detach().cpu()):
@@ -111,5 +111,5 @@ def draw_on_image(
     ax.axis("off")
     set_title(ax, title)
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(loc="upper right", frameon=False, labelcolor="white")
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, labelcolor=MUTED)
     return save_figure(figure, path)
