@@ -56,6 +56,17 @@ def bidirectional_wkv(k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
     return torch.lerp(behind, seen, share).to(k.dtype)
 
 
+def own_share(dim: int, power: float, more: float = 0.0) -> nn.Parameter:
+    """Return the share of a pixel in its blend with its neighbours, ``(c / dim)^power + more``, as a parameter.
+
+    Args:
+        dim: Channels c.
+        power: The exponent; 0 is all of the pixel.
+        more: What every channel gets on top.
+    """
+    return undecayed((torch.arange(dim) / dim).view(1, 1, dim) ** power + more)
+
+
 @register_mixer("vrwkv")
 class VRWKV(GridMixer):
     """The spatial mix of Vision-RWKV: a bidirectional average of values along the raster of an image, behind a gate.
@@ -65,7 +76,8 @@ class VRWKV(GridMixer):
     ``y = W_o (sigmoid(r) * norm(bidirectional_wkv(k, v, spatial_decay, spatial_first)))``.
 
     Parameters carry the names of the authors' release and start at its values, but for the linear maps: those are
-    orthogonal, key and receptance of gain 0.1.
+    orthogonal, key and receptance of gain 0.1. The release divides spatial_first by the number of places, too; here, as
+    in the paper's equation, it is the bonus itself.
 
     Args:
         dim: Features of the input and of the output.
@@ -83,10 +95,9 @@ class VRWKV(GridMixer):
         channel = torch.arange(dim)
         self.spatial_decay = undecayed(-5 + 8 * (channel / max(dim - 1, 1)) ** (0.7 + 1.3 * depth))
         self.spatial_first = undecayed(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
-        place = (channel / dim)[None, None]
-        self.spatial_mix_k = undecayed(place**rest)
-        self.spatial_mix_v = undecayed(place**rest + 0.3 * depth)
-        self.spatial_mix_r = undecayed(place ** (0.5 * rest))
+        self.spatial_mix_k = own_share(dim, rest)
+        self.spatial_mix_v = own_share(dim, rest, 0.3 * depth)
+        self.spatial_mix_r = own_share(dim, 0.5 * rest)
         self.key, self.value, self.receptance, self.output = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         for linear, gain in ((self.key, 0.1), (self.value, 1), (self.receptance, 0.1), (self.output, 1)):
             nn.init.orthogonal_(linear.weight, gain=gain)
@@ -96,7 +107,7 @@ class VRWKV(GridMixer):
         """Mix x (B, *shape, dim), its places one after the other; the shift is along the last two axes of shape."""
         shifted = pixel_shift(x)
         x_k, x_v, x_r = (
-            (x * mix + shifted * (1 - mix)).flatten(1, -2)
+            torch.lerp(shifted, x, mix.to(x.dtype)).flatten(1, -2)
             for mix in (self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r)
         )
         y = bidirectional_wkv(self.key(x_k), self.value(x_v), self.spatial_decay, self.spatial_first)

@@ -199,6 +199,9 @@ COUNTS = {  # as published, in millions, at the digits printed
     "plstm_vis_tiny": "6",
     "plstm_vis_small": "23",
     "plstm_vis_base": "89",
+    "vrwkv_tiny": "6.2",
+    "vrwkv_small": "23.8",
+    "vrwkv_base": "93.7",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from torch import Tensor, nn
 from .isotropic import Isotropic
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Isotropic) -> dict[str, Tensor]:
+def unwrapped(state_dict: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a training script's file, which may keep them under ``model`` or ``state_dict``."""
+    weights: dict[str, Tensor] = state_dict.get("model", state_dict.get("state_dict", state_dict))
+    return weights
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: Isotropic) -> dict[str, Tensor]:
     """Return published weights under this model's names; positions of another image size are resampled."""
     renamed = {
         name.replace("layers.", "blocks.", 1).replace("norm_f.", "norm.", 1): value
-        for name, value in state_dict.items()
+        for name, value in unwrapped(state_dict).items()
     }
     pos = renamed.get("pos_embed")
     if pos is not None and model.pos_embed is not None and pos.shape != model.pos_embed.shape and pos.dim() == 3:
@@ -48,13 +55,20 @@ def config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def create(cls: type[Isotropic], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def create(
+    cls: type[Isotropic],
+    name: str,
+    pretrained: bool,
+    filter_fn: Callable[[dict[str, Any], Any], dict[str, Tensor]] = checkpoint_filter_fn,
+    **kwargs: Any,
+) -> nn.Module:
     """Build a registered model as timm does: configuration, weights of a file, features only.
 
     Args:
         cls: The family's class.
         name: The registered name.
         pretrained: Whether weights are loaded (from ``pretrained_cfg_overlay``'s file; none are hosted).
+        filter_fn: Turns a file's weights into the model's.
         kwargs: The model's arguments, over the name's own.
 
     Returns:
@@ -65,7 +79,7 @@ def create(cls: type[Isotropic], name: str, pretrained: bool, **kwargs: Any) -> 
         cls,
         name,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=filter_fn,
         feature_cfg={"out_indices": indices, "feature_cls": "getter"},
         **kwargs,
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...core.registry import Mixer
+from .entry import unwrapped
 from .isotropic import Site
 
 
@@ -270,9 +271,8 @@ def _stem(in_chans: int, dim: int) -> nn.Sequential:
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Return weights of VMamba's release under the names used here: a stage begins with its convolution, not ends."""
-    weights: dict[str, Tensor] = state_dict.get("model", state_dict)
     renamed = {}
-    for name, value in weights.items():
+    for name, value in unwrapped(state_dict).items():
         name = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"stages.{int(m[1]) + 1}.downsample", name)
         name = re.sub(r"^layers\.", "stages.", name)
         renamed[name.replace("classifier.norm.", "norm.").replace("classifier.head.", "head.fc.")] = value

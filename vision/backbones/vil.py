@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ...core.errors import ConfigError
 from ...core.heads import count_heads
 from ...core.mixers.mlstm import BlockLinear, MLSTMCell
 from ...core.parameters import undecayed, widen
 from ...kernels import MLSTMState
-from .entry import checkpoint_filter_fn as checkpoint_filter_fn
+from . import entry
 from .entry import config, create
 from .isotropic import Isotropic, Site, Size, TokenBlock
 
@@ -66,17 +68,89 @@ class ViL(Isotropic):
     """Vision-LSTM: twelve pairs of :class:`ViLLayer`, forwards and backwards, and a head on the first and last token.
 
     Args:
+        head_norm: Whether what the head sees is normed once more, as the release's weights have it.
         kwargs: As of :class:`Isotropic`.
+
+    Raises:
+        ValueError: ``head_norm`` is asked for with another pooling than ``ends``.
 
     Source:
         Alkin et al., Vision-LSTM: xLSTM as generic vision backbone (2024); sizes: its second version.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, head_norm: bool = False, **kwargs: Any) -> None:
         def block(site: Site) -> nn.Module:
             return TokenBlock(site, ViLLayer(site.dim, backwards=site.number % 2 == 1), nn.LayerNorm)
 
         super().__init__(block, **{"global_pool": "ends", "depth": 24, **kwargs})
+        if head_norm and self.global_pool != "ends":
+            raise ValueError(f"head_norm goes with global_pool 'ends', found {self.global_pool!r}")
+        place: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        self.fc_norm = nn.LayerNorm(self.head_hidden_size, eps=1e-6, **place) if head_norm else nn.Identity()
+
+    def _pool(self, x: Tensor, size: Size | None) -> Tensor:
+        pooled = super()._pool(x, size)
+        return self.fc_norm(pooled) if self.global_pool == "ends" else pooled
+
+
+_RELEASED = (
+    (r"^xlstm\.", ""),
+    (r"\.xlstm_norm\.", ".norm."),
+    (r"\.(xlstm|layer)\.", ".mixer."),
+    (r"\.conv1d\.", ".conv."),
+    (r"^post_blocks_norm\.", "norm."),
+    (r"^(head\.0|legacy_norm)\.", "fc_norm."),
+    (r"^head\.1\.", "head."),
+    (r"^pos_embed\.embed$", "pos_embed"),
+)
+"""What a training file and the release's own network call things, and what they are called here, in this order."""
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: ViL) -> dict[str, Tensor]:
+    """Return weights of ViL's release under the names used here; this package's own stay as they are.
+
+    Both forms of the release serve: the files to download, and the state of its network, whose blocks are pairs. Its
+    norms of tokens store their weights less 1.
+
+    Args:
+        state_dict: The release's file, or a state of a model of this package.
+        model: What is to load it.
+
+    Returns:
+        The weights for ``model.load_state_dict``.
+
+    Raises:
+        ConfigError: The file is of ViL's first version, or it and the model differ in ``head_norm``.
+    """
+    weights = entry.unwrapped(state_dict)
+    if any(".conv1d.conv." in name or ".conv.conv." in name for name in weights):
+        raise ConfigError(
+            "vil: these are weights of ViL's first version, which convolves along the sequence and has no biases; "
+            "the second one is built here: take a file whose name begins with vil2"
+        )
+    if not any(name.startswith("xlstm.") or ".rowwise_from_" in name for name in weights):
+        return entry.checkpoint_filter_fn(weights, model)
+    renamed = {}
+    for name, value in weights.items():
+        if name.endswith(".causal_mask"):
+            continue
+        name = re.sub(
+            r"^blocks\.(\d+)\.rowwise_from_(top_left|bot_right)\.",
+            lambda pair: f"blocks.{2 * int(pair[1]) + (pair[2] == 'bot_right')}.",
+            name,
+        )
+        for theirs, ours in _RELEASED:
+            name = re.sub(theirs, ours, name)
+        if name == "norm.weight" or re.fullmatch(r"blocks\.\d+\.norm\.weight", name):
+            value = value + 1
+        renamed[name] = value.flatten(1, 2) if name == "pos_embed" else value
+    there, here = "fc_norm.weight" in renamed, isinstance(model.fc_norm, nn.LayerNorm)
+    if there != here:
+        raise ConfigError(
+            f"vil: the file {'norms' if there else 'does not norm'} what the head sees: "
+            f"build the model with head_norm={there}"
+        )
+    return entry.checkpoint_filter_fn(renamed, model)
 
 
 default_cfgs = generate_default_cfgs({name: config() for name in ("vil_tiny", "vil_small", "vil_base")})
@@ -85,16 +159,16 @@ default_cfgs = generate_default_cfgs({name: config() for name in ("vil_tiny", "v
 @register_model
 def vil_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ViL-T: width 192, 6 M parameters."""
-    return create(ViL, "vil_tiny", pretrained, **{"embed_dim": 192, **kwargs})
+    return create(ViL, "vil_tiny", pretrained, checkpoint_filter_fn, **{"embed_dim": 192, **kwargs})
 
 
 @register_model
 def vil_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ViL-S: width 384, 23 M parameters."""
-    return create(ViL, "vil_small", pretrained, **{"embed_dim": 384, **kwargs})
+    return create(ViL, "vil_small", pretrained, checkpoint_filter_fn, **{"embed_dim": 384, **kwargs})
 
 
 @register_model
 def vil_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ViL-B: width 768, 89 M parameters."""
-    return create(ViL, "vil_base", pretrained, **{"embed_dim": 768, **kwargs})
+    return create(ViL, "vil_base", pretrained, checkpoint_filter_fn, **{"embed_dim": 768, **kwargs})
