@@ -6,6 +6,7 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -259,6 +260,12 @@ def list_mixers(layout: Layout = "series") -> list[str]:
     """
     _import_built_in()
     return sorted(name for name in {*_registered, *_installed()} if _layout(name) == layout)
+
+
+# ``scanweave models`` prints each of these under a heading of its own.
+list_grid_mixers, list_clip_mixers, list_graph_mixers = (
+    partial(list_mixers, layout) for layout in ("grid", "clip", "graph")
+)
 
 
 def _layout(name: str) -> Layout:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
 import scanweave.core.mixers
-from scanweave.core import ConfigError, Mixer, create_mixer, list_mixers, register_mixer, registry
+from scanweave.core import ConfigError, Mixer, cli, create_mixer, list_mixers, register_mixer, registry
 
 
 class Mean(Mixer):
@@ -110,3 +113,20 @@ def test_importing_the_package_loads_no_framework():
     with pytest.raises(AttributeError, match="no attribute 'Blok'"):
         _ = scanweave.core.Blok
     assert {"Block", "Stack", "Mixer"} <= set(dir(scanweave.core))
+
+
+def test_the_command_line_lists_the_mixers_of_every_layout(capsys, monkeypatch):
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+        group = tomllib.load(file)["project"]["entry-points"][cli.MODELS]
+    points = {name: EntryPoint(name, value, cli.MODELS) for name, value in group.items() if "mixers" in name}
+    monkeypatch.setattr(cli, "entry_points", lambda group: points)
+    assert cli.main(["models"]) == 0
+    sections = capsys.readouterr().out.split(":\n")
+    assert [section.split()[-1] for section in sections[:-1]] == [
+        "mixers",
+        "grid-mixers",
+        "clip-mixers",
+        "graph-mixers",
+    ]
+    for layout, section in zip(get_args(registry.Layout), sections[1:], strict=True):
+        assert set(list_mixers(layout)) <= set(section.split()), layout
