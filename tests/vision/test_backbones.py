@@ -1,4 +1,8 @@
-"""timm's contract of a backbone, held by every registered name: built small, with what the family calls its depth."""
+"""timm's contract of a backbone, held by every registered name: built small, with what the family calls its depth.
+
+What timm's own tests of its models ask stands here, but for two: its models are scripted by TorchScript and traced by
+torch.fx, which follow no choice that is made in Python, as the ops make theirs; :func:`test_exports` stands for both.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ NAMES = list_backbones()
 each = pytest.mark.parametrize("name", NAMES)
 FLAT = [name for name in NAMES if not name.startswith(("vmamba", "vim2"))]
 flat = pytest.mark.parametrize("name", FLAT)
+ONE_OF_EACH = ("plstm_vis_tiny", "scanvit_tiny", "vil_tiny", "vim2_tiny", "vim_tiny", "vir_small", "vmamba_tiny")
+ONE_OF_EACH += ("vrwkv_tiny",)
 SIDE = 32
 
 
@@ -69,6 +75,8 @@ def test_the_classifier_is_changed_and_taken_off(name):
     model.reset_classifier(0, "")
     torch.testing.assert_close(model(images()), model.forward_features(images()))
     assert make(name, num_classes=0)(images()).shape == (2, make(name).head_hidden_size)
+    bare = make(name, num_classes=0, global_pool="").eval()
+    torch.testing.assert_close(bare(images()), bare.forward_features(images()))
 
 
 @each
@@ -85,6 +93,25 @@ def test_intermediates_are_the_features_on_the_way(name):
     torch.testing.assert_close(first[0], found[0])
     with pytest.raises((ValueError, AssertionError), match="output"):
         model.forward_intermediates(images(), output_fmt="NDHWC")
+    other = "NLC" if name in FLAT else "NHWC"
+    moved = model.forward_intermediates(images(), output_fmt=other, intermediates_only=True)
+    for a, b in zip(moved, found, strict=True):
+        torch.testing.assert_close(a, b.flatten(2).mT if name in FLAT else b.movedim(1, -1))
+    normed = model.forward_intermediates(images(), norm=True, output_fmt=other, intermediates_only=True)
+    for i, (a, b) in enumerate(zip(normed, moved, strict=True)):
+        torch.testing.assert_close(a, model.norm(b) if name in FLAT or i == len(found) - 1 else b)
+
+
+@flat
+def test_class_tokens_come_beside_the_patches(name):
+    model = make(name).eval()
+    features, found = model.forward_intermediates(images(), norm=True, output_fmt="NLC", return_prefix_tokens=True)
+    if model.num_prefix_tokens:
+        patches, token = found[-1]
+        torch.testing.assert_close(token[:, 0], model.forward_head(features, pre_logits=True))
+        torch.testing.assert_close(model.join(patches, token), features)
+    else:
+        torch.testing.assert_close(found[-1], features)
 
 
 @each
@@ -96,6 +123,15 @@ def test_pruned_layers_leave_the_rest_as_it_was(name):
     found = model.forward_intermediates(images(), indices=[0], intermediates_only=True)
     torch.testing.assert_close(found, expected)
     assert sum(p.numel() for p in model.parameters()) < parameters
+    model, x = make(name).eval(), images()
+    expected = model(x)
+    assert model.prune_intermediate_layers(prune_head=False) == [len(model.feature_info) - 1]
+    torch.testing.assert_close(model(x), expected)
+    model.prune_intermediate_layers(prune_norm=True)
+    torch.testing.assert_close(
+        model(x), model.forward_intermediates(x, norm=False, output_fmt="NLC" if name in FLAT else "NHWC")[0]
+    )
+    assert model.num_classes == 0
 
 
 @each
@@ -110,6 +146,27 @@ def test_features_only(name):
     assert model.feature_info.reduction() == [info["reduction"] for info in whole.feature_info]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+    model = make(name, features_only=True, out_indices=(0, -1)).eval()
+    model.load_state_dict(whole.state_dict(), strict=False)
+    for a, b in zip(model(images()), (expected[0], expected[-1]), strict=True):
+        torch.testing.assert_close(a, b)
+    assert make(name, features_only=True, **({"depth": 3} if name in FLAT else {})).feature_info.channels()[2:]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_weights_of_a_file_fit_other_channels_and_classes(name, tmp_path):
+    source = make(name)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    own = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth"), "num_classes": 7}}
+    torch.testing.assert_close(make(name, **own).eval()(images()), source.eval()(images()))
+    grey = make(name, **own, in_chans=1, num_classes=5).eval()
+    assert grey(images(2, 1, SIDE, SIDE)).shape == (2, 5)
+    colours = images(2, 1, SIDE, SIDE).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(grey.forward_features(colours[:, :1]), source.forward_features(colours))
+    bare = make(name, **own, num_classes=0).eval()
+    torch.testing.assert_close(bare.forward_features(images()), source.forward_features(images()))
+    features = make(name, **own, features_only=True, out_indices=[-1]).eval()(images())
+    torch.testing.assert_close(features[-1], source.forward_intermediates(images(), intermediates_only=True)[-1])
 
 
 @each
@@ -133,6 +190,11 @@ def test_other_channels_and_sizes(name):
         reduction = model.feature_info[-1]["reduction"]
         assert features[-1].shape[2:] == (size[0] // reduction, size[1] // reduction)
     assert make(name, global_pool="avg")(images()).shape == (2, 7)
+    if name in FLAT:
+        with pytest.raises(AssertionError, match=r"Input height \(36\) should be divisible by patch size \(8\)"):
+            model(images(1, 3, 36, SIDE))
+    else:
+        assert model(images(1, 3, 45, 37)).shape == (1, 7)
 
 
 @each
@@ -167,11 +229,15 @@ def test_configuration(name):
     stem = model.get_submodule(config["first_conv"])
     assert isinstance(stem, torch.nn.Conv2d)
     assert stem.in_channels == 3
+    assert isinstance(model.get_submodule(config["classifier"]), torch.nn.Linear)
+    if name not in FLAT:
+        features = model.forward_features(images(1, *config["input_size"]))
+        assert features.shape[1:3] == config["pool_size"]
 
 
-@pytest.mark.parametrize("name", ["vim_tiny", "vil_tiny", "plstm_vis_tiny", "scanvit_tiny"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_exports(name):
-    model, x = make(name).eval(), images()
+    model, x = make(name, **({} if name in FLAT else {"depths": (1, 1), "dims": (8, 16)})).eval(), images()
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
@@ -22,17 +22,14 @@ def unwrapped(state_dict: dict[str, Any]) -> dict[str, Tensor]:
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: Isotropic) -> dict[str, Tensor]:
     """Return published weights under this model's names; positions of another image size are resampled."""
     renamed = {
-        name.replace("layers.", "blocks.", 1).replace("norm_f.", "norm.", 1): value
+        re.sub(r"^norm_f\.", "norm.", re.sub(r"^layers\.", "blocks.", name)): value
         for name, value in unwrapped(state_dict).items()
     }
     pos = renamed.get("pos_embed")
     if pos is not None and model.pos_embed is not None and pos.shape != model.pos_embed.shape and pos.dim() == 3:
-        own = model._place(pos.shape[1] - model.num_prefix_tokens)
-        prefix = pos[:, own : own + model.num_prefix_tokens]
-        patches = torch.cat([pos[:, :own], pos[:, own + model.num_prefix_tokens :]], 1)
+        patches, prefix = model.split(pos)
         patches = resample_abs_pos_embed(patches, list(model.patch_embed.grid_size), num_prefix_tokens=0)
-        place = model._place(patches.shape[1])
-        renamed["pos_embed"] = torch.cat([patches[:, :place], prefix, patches[:, place:]], 1)
+        renamed["pos_embed"] = model.join(patches, prefix)
     return renamed
 
 

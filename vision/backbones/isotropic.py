@@ -220,21 +220,29 @@ class Isotropic(nn.Module):
     def _place(self, patches: int) -> int:
         return {"first": 0, "middle": patches // 2, "last": patches, None: 0}[self.class_token]
 
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patches among tokens (B, L, C), and the class token (B, 1, C); (B, 0, C) where there is none."""
+        if not self.num_prefix_tokens:
+            return tokens, tokens[:, :0]
+        place = self._place(tokens.shape[1] - 1)
+        return torch.cat([tokens[:, :place], tokens[:, place + 1 :]], 1), tokens[:, place : place + 1]
+
+    def join(self, patches: Tensor, prefix: Tensor) -> Tensor:
+        """Return the tokens (B, L, C) that :meth:`split` gives as patches and a class token."""
+        place = self._place(patches.shape[1])
+        return torch.cat([patches[:, :place], prefix, patches[:, place:]], 1)
+
     def _tokens(self, x: Tensor) -> tuple[Tensor, Size]:
         """Return the tokens of images with positions, and the grid's size."""
         x = self.patch_embed(x)
         size = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
-        place = self._place(x.shape[1])
-        pos = self.pos_embed
         if self.cls_token is not None:
-            x = torch.cat([x[:, :place], self.cls_token.expand(x.shape[0], -1, -1), x[:, place:]], 1)
-        if pos is not None:
-            own = self._place(self.patch_embed.num_patches)
-            prefix = pos[:, own : own + self.num_prefix_tokens]
-            patches = torch.cat([pos[:, :own], pos[:, own + self.num_prefix_tokens :]], 1)
+            x = self.join(x, self.cls_token.expand(x.shape[0], -1, -1))
+        if self.pos_embed is not None:
+            patches, prefix = self.split(self.pos_embed)
             patches = resample_abs_pos_embed(patches, size, self.patch_embed.grid_size, num_prefix_tokens=0)
-            x = x + torch.cat([patches[:, :place], prefix, patches[:, place:]], 1)
+            x = x + self.join(patches, prefix)
         return self.pos_drop(x), size
 
     def _run(self, block: nn.Module, x: Tensor, size: Size) -> Tensor:
@@ -242,11 +250,6 @@ class Isotropic(nn.Module):
             y: Tensor = checkpoint(block, x, size, use_reentrant=False)
             return y
         return block(x, size)
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """Return the tokens less the class token."""
-        place = self._place(x.shape[1] - self.num_prefix_tokens)
-        return torch.cat([x[:, :place], x[:, place + 1 :]], 1) if self.num_prefix_tokens else x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the tokens after the last norm, (B, L, embed_dim), of images (B, in_chans, H, W)."""
@@ -272,7 +275,7 @@ class Isotropic(nn.Module):
     def _pool(self, x: Tensor, size: Size | None) -> Tensor:
         if self.global_pool == "token":
             return x[:, self._place(x.shape[1] - 1)]
-        patches = self._patches(x)
+        patches, _ = self.split(x)
         if self.global_pool == "avg":
             return patches.mean(1)
         if self.global_pool == "ends":
@@ -305,6 +308,7 @@ class Isotropic(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
     ) -> Any:
         """Return the blocks' outputs besides the features.
 
@@ -315,6 +319,7 @@ class Isotropic(nn.Module):
             stop_early: Whether to stop at the last block asked for.
             output_fmt: ``NCHW``, or ``NLC``.
             intermediates_only: Whether the features are left out.
+            return_prefix_tokens: Whether each intermediate comes in a pair with the class token, (B, 1, embed_dim).
 
         Returns:
             The list of intermediates, or the features and the list.
@@ -330,8 +335,9 @@ class Isotropic(nn.Module):
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             x = self._run(block, x, size)
             if i in wanted:
-                patches = self._patches(self.norm(x) if norm else x)
-                found.append(patches.mT.unflatten(2, size).contiguous() if output_fmt == "NCHW" else patches)
+                patches, prefix = self.split(self.norm(x) if norm else x)
+                patches = patches.mT.unflatten(2, size).contiguous() if output_fmt == "NCHW" else patches
+                found.append((patches, prefix) if return_prefix_tokens and self.num_prefix_tokens else patches)
         return found if intermediates_only else (self.norm(x), found)
 
     def prune_intermediate_layers(
