@@ -21,7 +21,7 @@ class StreamState(NamedTuple):
 
     mixers: tuple[State, ...]
     total: Tensor
-    count: int
+    frames: int
 
     def elements(self) -> int:
         """Return the number of values kept."""
@@ -51,7 +51,7 @@ class LRCNNetwork(nn.Module):
 
     Source:
         Donahue et al., Long-term recurrent convolutional networks for visual recognition and description (2015),
-        sections 3 and 4.1.
+        sections 3 and 4.1; the norm of the features is ours.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class LRCNNetwork(nn.Module):
         if readout not in ("average", "last", "pooled"):
             raise ConfigError(f"--model.readout is {readout!r}, expected average, last or pooled")
         self.encoder, self.readout = encoder, readout
-        self.inlet = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.dim, width))
+        # Features' scale differs by orders of magnitude between backbones; saturated gates do not learn.
+        self.inlet = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Dropout(dropout), nn.Linear(encoder.dim, width))
         make = functools.partial(create_mixer, mixer, **(mixer_options or {}))
         self.temporal = Stack(width, depth, make, mlp_ratio=mlp_ratio, mlp=mlp, dropout=dropout)
         self.drop = nn.Dropout(dropout)
@@ -123,6 +124,6 @@ class LRCNNetwork(nn.Module):
         logits = self.head(self.drop(hidden))
         value = {"average": logits, "last": logits, "pooled": hidden}[self.readout]
         total = value if state is None or self.readout == "last" else state.total + value
-        count = 1 if state is None or self.readout == "last" else state.count + 1
+        count = 1 if state is None or self.readout == "last" else state.frames + 1
         so_far = self.head(self.drop(total / count)) if self.readout == "pooled" else total / count
         return logits, so_far, StreamState(mixers, total, count)

@@ -124,7 +124,9 @@ def draw_timeline(line: Timeline, video: Video, classes: Sequence[str], path: Pa
         The file.
     """
     figure, (above, ax) = new_figure(9.0, 4.6, rows=2)
-    above.get_gridspec().set_height_ratios([1, 2.4])
+    grid = above.get_gridspec()
+    if grid is not None:
+        grid.set_height_ratios([1, 2.4])
     length = len(video)
     frames = video.read(Sampling("segments", min(_THUMBNAILS, length)).pick(length))
     margin = np.full((len(frames), frames.shape[1], max(2, frames.shape[2] // 24), 3), 255, np.uint8)

@@ -52,7 +52,7 @@ class Video(ABC):
             raise DataError(f"{self.name}: listed are the frames {self.first} to {last}, found {self.count()} frames")
         return last - self.first + 1
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return frames by their numbers among those that count.
 
         Args:
