@@ -54,7 +54,10 @@ def row_scores(
             if queries is not None and found is not None:
                 found[i, :i] = (held[:i] * queries[i]).sum(-1)
     shape = keys[0].shape[:3]
-    split = [[] if s is None else [x.permute(2, 0, 1).unflatten(0, shape) for x in s.unbind(2)] for s in scores]
+    # Not by unbind: what is then changed in place, as callers do, would fix the batch of an exported program.
+    split = [
+        [] if s is None else [s[:, :, j].permute(2, 0, 1).unflatten(0, shape) for j in range(sets)] for s in scores
+    ]
     return split[0], split[1]
 
 

@@ -56,10 +56,11 @@ def _chunk(
 def _scan(part: _Chunk, h: Tensor) -> Tensor:
     """Return the states of a chunk (T, B, C, N) from the one before it."""
     states = part.inputs()
-    for t, (a_t, h_t) in enumerate(zip(part.a.unbind(0), states.unbind(0), strict=True)):
+    for t in range(states.shape[0]):
         if part.starts is not None:
             h = h.masked_fill(part.starts[t], 0)
-        h = h_t.addcmul_(a_t, h)
+        # Not by unbind: what is then changed in place would fix the batch of an exported program.
+        h = states[t].addcmul_(part.a[t], h)
     return states
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scanweave.kernels import delta_rule, mlstm_scan
+from scanweave.kernels import delta_rule, gated_linear_attention, mlstm_scan, selective_scan
 from scanweave.kernels.portable import export_in_plain_operators
 
 
@@ -29,3 +29,22 @@ def test_a_program_has_none_of_our_ops_and_the_same_values(model: nn.Module) -> 
     # What ONNX's exporter does not know.
     assert not targets & {"aten.diagonal_scatter.default", "aten.cummax.default"}
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Selective(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return selective_scan(x, x, -torch.ones(4, 3), x[..., :3], x[..., :3])[0]
+
+
+class VectorDecay(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unsqueeze(2)
+        return gated_linear_attention(heads, heads, heads, nn.functional.logsigmoid(heads))[0]
+
+
+@pytest.mark.parametrize("model", [Selective(), VectorDecay()], ids=["selective_scan", "gated_linear_attention"])
+def test_a_program_of_any_batch_takes_any_batch(model: nn.Module) -> None:
+    program = export_in_plain_operators(model, (torch.randn(2, 3, 4),), ({0: torch.export.Dim("batch", min=1)},))
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 4)
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)

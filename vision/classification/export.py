@@ -29,8 +29,8 @@ def export_formats(session: Session, formats: list[Format] | None = None) -> Non
     Args:
         session: The configured run.
         formats: Any of safetensors (weights and a JSON description), torch_export (a program that torch.export.load
-            reads; import scanweave.kernels before it) and onnx (one image at a time; needs onnx, onnxscript and
-            onnxruntime); by default safetensors.
+            reads; import scanweave.kernels before it) and onnx (needs onnx, onnxscript and onnxruntime); the
+            last two take batches of any size. By default safetensors.
     """
     wanted = formats or ["safetensors"]
     if "onnx" in wanted:
@@ -83,10 +83,14 @@ def _by_parts(call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return torch.cat([call(image[None]) for image in images])
 
 
+# A batch of any size; the example's two images make one.
+_ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
+
+
 def _torch_export(task: ImageClassification, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
     path = folder / PROGRAM
     with torch.no_grad():
-        program = torch.export.export(task.model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        program = torch.export.export(task.model, (images,), dynamic_shapes=_ANY_BATCH)
     with atomic_file(path) as file:
         torch.export.save(program, file)
     return path, _by_parts(torch.export.load(path).module(), images)
@@ -96,14 +100,23 @@ def _onnx(task: ImageClassification, images: Tensor, folder: Path) -> tuple[Path
     import onnxruntime
 
     path = folder / ONNX
-    # Of a batch of any size, the exporter fixes some tensors of the scans at the example's.
-    program = torch.onnx.export(export_in_plain_operators(task.model, (images[:1],)), dynamo=True, verbose=False)
+    plain = export_in_plain_operators(task.model, (images,), _ANY_BATCH)
+    any_batch = bool(plain.range_constraints)
+    if not any_batch:
+        print("onnx: a part of this network fixes the batch: the file takes one image at a time")
+        plain = export_in_plain_operators(task.model, (images[:1],))
+    program = torch.onnx.export(plain, dynamo=True, verbose=False)
     assert program is not None  # returned where no file is named
     with atomic_file(path) as file:
         file.write(program.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return path, _by_parts(lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0]), images)
+
+    def call(batch: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+
+    found = [_by_parts(call, images), *([call(images)] if any_batch else [])]
+    return path, torch.stack(found)
 
 
 _WRITERS = {"safetensors": _safetensors, "torch_export": _torch_export, "onnx": _onnx}
