@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from ...core.storage import atomic_file
 from .dataset import ClipAugmentation, ClipDataset, ClipInput, VideoNumbers, join_clips
 from .layout import ListOptions, VideoSet, check_same_classes, find_labelled_videos, find_videos
 from .motion import Motion, MotionName
-from .motions import SIZE
+from .motions import MEAN, SIZE, STD
 from .sampling import SamplingKind
 
 logger = logging.getLogger(__name__)
@@ -55,8 +54,8 @@ class VideoData(pl.LightningDataModule):
         stride: Distance of neighbours in dense and whole clips, and of the frames that a prediction looks at.
         motion: A second stream: the ``difference`` of neighbouring frames, or optical ``flow`` by OpenCV.
         img_size: Height and width of the network's input; by default 224, and 32 for the digits.
-        mean: Subtracted from red, green and blue; by default ImageNet's.
-        std: Divides them; by default ImageNet's.
+        mean: Subtracted from red, green and blue; by default ImageNet's, and the digits' own.
+        std: Divides them; by default ImageNet's, and the digits' own.
         augment: Whether training clips are cropped and mirrored at random.
         scale: Least and largest share of a frame's area that a random crop takes.
         hflip: Probability of a mirror image; by default 0.5, and 0 for the digits, whose ways would be others.
@@ -95,13 +94,15 @@ class VideoData(pl.LightningDataModule):
         self.lists = ListOptions(splits, split, path_column, label_column, split_column)
         self.val_share, self.test_share, self.seed = val_share, test_share, seed
         self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
-        given = {"mean": mean, "std": std}
+        own = {"mean": [MEAN] * 3, "std": [STD] * 3} if root is None else {}
+        given = {**own, **{name: value for name, value in (("mean", mean), ("std", std)) if value}}
         self.inputs = ClipInput(
             img_size if img_size is not None else SIZE if root is None else 224, sampling, frames, stride, motion,
-            **{name: tuple(value) for name, value in given.items() if value},
+            **{name: tuple(value) for name, value in given.items()},
         )  # fmt: skip
         flip = hflip if hflip is not None else 0.0 if root is None else 0.5
-        self._is_sized = img_size is not None
+        # What is not given is the trained model's.
+        self._open = [k for k, v in (("img_size", img_size), ("mean", mean), ("std", std)) if not v]
         self.augmentation = ClipAugmentation(scale, flip) if augment else ClipAugmentation((1.0, 1.0), 0.0)
         self.classes: tuple[str, ...] = ()
         self.skipped: dict[str, str] = {}
@@ -262,9 +263,9 @@ class VideoData(pl.LightningDataModule):
         """
         if "train" in self._parts:
             self._check_same_split(state_dict)
-        if not self._is_sized:
-            self.inputs = replace(self.inputs, img_size=state_dict["inputs"]["img_size"])
-        own, trained = self.inputs.to_dict(), state_dict["inputs"]
+        trained = state_dict["inputs"]
+        self.inputs = ClipInput(**{**self.inputs.to_dict(), **{name: trained[name] for name in self._open}})
+        own = self.inputs.to_dict()
         if differing := [key for key in own if own[key] != trained[key]]:
             raise ConfigError(
                 f"the model was trained with {', '.join(f'--data.{key} {trained[key]}' for key in differing)}; clips "

@@ -10,6 +10,8 @@ import numpy as np
 from .videos import Video
 
 FRAMES, SIZE = 16, 32
+MEAN, STD = 0.043, 0.16
+"""Of the videos' values, which lie between 0 and 1: far darker than photographs."""
 _STEPS = (1, 3, 5, 7)
 MOTIONS = tuple(f"{way}-{step}" for way in ("clockwise", "counter") for step in _STEPS)
 """Ways round a circle: in each frame the digit goes so many sixteenths of the circle on."""
