@@ -92,7 +92,8 @@ def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | N
     if b.dim() < 2:
         raise ValueError(f"{op}: b has shape {tuple(b.shape)}, expected (B, L, ...)")
     check_length(op, "b", b)
-    if a.shape != b.shape:
+    # Shapes of different length first: comparing their entries would keep an exported program from some batches.
+    if a.dim() != b.dim() or a.shape != b.shape:
         try:
             fits = torch.broadcast_shapes(a.shape, b.shape) == b.shape
         except RuntimeError:

@@ -100,6 +100,73 @@ def test_compiles_to_one_graph(name):
     torch.testing.assert_close(torch.compile(mixer, backend="aot_eager", fullgraph=True)(x)[0], mixer(x)[0])
 
 
+@each
+def test_exports_for_clips_of_any_batch(name):
+    mixer, x = make(name), clip(frames=3)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(mixer, (x,), dynamic_shapes=({0: batch},)).module()
+    for count in (1, 3):
+        other = clip(count, 3)
+        (y, state), (expected, last) = program(other), mixer(other)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(state, last)
+
+
+@each
+def test_exports_a_step_from_a_state(name):
+    mixer, x = make(name), clip(frames=3)
+    _, state = mixer(x)
+
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixer = mixer
+
+        def forward(self, frame, state):
+            return self.mixer.step(frame, state)
+
+    program = torch.export.export(Step(), (x[:, 0], state)).module()
+    torch.testing.assert_close(program(x[:, 1], state), mixer.step(x[:, 1], state))
+
+
+@each
+def test_what_does_not_fit_is_named(name):
+    mixer, x = make(name), clip()
+    who = type(mixer).__name__
+    _, state = mixer(x)
+    with pytest.raises(
+        ValueError, match=rf"{who}: x has shape \(7, 5, 3, 4\), expected \(batch, frames, height, width, 4\)"
+    ):
+        mixer(x[0])
+    with pytest.raises(ValueError, match=rf"{who}: x has 3 features on its last axis, expected dim = 4"):
+        mixer(x[..., :3])
+    with pytest.raises(ValueError, match=rf"{who}: x has an axis of length 0.*\(2, 0, 5, 3, 4\)"):
+        mixer(x[:, :0])
+    with pytest.raises(TypeError, match=rf"{who}: x is torch\.int64, expected a floating point dtype"):
+        mixer(x.long())
+    with pytest.raises(ValueError, match=rf"{who}: reset is torch\.bool \(2, 6\), expected torch\.bool.*\(2, 7\)"):
+        mixer(x, None, torch.zeros(2, 6, dtype=torch.bool))
+    with pytest.raises(TypeError, match=rf"{who}: reset is torch\.float32 \(2, 7\), expected torch\.bool"):
+        mixer(x, None, torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=rf"{who}: the state's shapes are .*\(2, 5, 3, .*expected .*\(1, 5, 3, "):
+        mixer(x[:1], state)
+    with pytest.raises(ValueError, match=rf"{who}: the state's shapes are \[\], expected"):
+        mixer(x, ())
+    with pytest.raises(ValueError, match=rf"{who}\.step: x has shape \(2, 7, 5, 3, 4\), expected \(B, H, W, 4\)"):
+        mixer.step(x, state)
+    with pytest.raises(ConfigError, match=f"mixer '{name}' has no argument 'kernels' .did you mean 'kernel'"):
+        make(name, kernels=3)
+    with pytest.raises(ConfigError, match=f"mixer '{name}': dim is 0, expected at least 1"):
+        create_clip_mixer(name, 0)
+
+
+def test_wrong_states_of_convs5_are_named():
+    with pytest.raises(ConfigError, match="convs5: d_state is 7, expected a multiple"):
+        make("convs5", d_state=7)
+    with pytest.raises(ConfigError, match="convs5: d_state is 6, expected a multiple of 2"):
+        make("convs5", blocks=2)
+
+
 def test_convs5_with_one_pixel_kernels_is_s5_at_every_pixel():
     clips, series = make("convs5", kernel=1), create_mixer("s5", DIM, d_state=6).double()
     state = clips.state_dict()
