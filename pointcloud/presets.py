@@ -190,16 +190,16 @@ def second(
 _SMALL: dict[str, Any] = {
     "point_range": (0.0, -25.6, -3.0, 51.2, 25.6, 1.0),
     "depths": (3, 3),
-    "widths": (64, 128),
+    "widths": (48, 96),
     "up_widths": (64, 64),
 }
 _SMALL_LION: dict[str, Any] = {
     **_SMALL,
-    "voxel_size": (0.4, 0.4, 0.25),
+    "voxel_size": (0.4, 0.4, 0.5),
     "dim": 32,
-    "windows": ((13, 13, 16), (13, 13, 8)),
-    "groups": (1024, 512),
-    "last_window": (13, 13, 4),
+    "windows": ((13, 13, 8), (13, 13, 4)),
+    "groups": (512, 256),
+    "last_window": (13, 13, 2),
     "last_group": 256,
     "recompute": False,
     "strides": (2, 2),
