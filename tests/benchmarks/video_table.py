@@ -1,0 +1,129 @@
+"""Train ConvS5 and ConvLSTM on moving digits, with as many parameters, for the same processor time; print the table.
+
+Each run makes clips and trains with one thread until it has had its seconds of a processor, whatever else runs; the
+learning rate rises over the first tenth of them and falls as half a cosine. Clips of 20 frames of 64 x 64 pixels, two
+digits each, no clip twice. The last weights go on from 10 frames of 50 clips of digits that none was trained on; SSIM
+and MSE (summed over a frame's pixels) are means over the first 10 and the first 50 predicted frames.
+
+Run from the repository: ``python -m tests.benchmarks.video_table --out FOLDER --seconds 600``. Each finished run is a
+JSON file in the output folder, with strips beside it; a run that has one is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from scanweave.vision.video import PredictionData, VideoPrediction
+
+from .forecast_runs import results
+from .image_table import Budget
+
+MIXERS = {"convs5": ({"d_state": 64}, 48), "convlstm": ({}, 32)}
+DEPTH, SIZE, HORIZONS, BATCH, CLIPS = 3, 64, (10, 50), 4, 50
+
+
+@dataclass(frozen=True)
+class Run:
+    """One mixer of clips with one seed: how long it trains, at which rate."""
+
+    mixer: str
+    seed: int
+    seconds: float
+    lr: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.mixer}-{self.seed}"
+
+
+def do(run: Run, out: Path) -> None:
+    """Train for the budget, test the last weights, and write the result."""
+    pl.seed_everything(run.seed, verbose=False)
+    options, width = MIXERS[run.mixer]
+    task = VideoPrediction(run.mixer, options, width=width, depth=DEPTH, lr=run.lr)
+    data = PredictionData(
+        size=SIZE, horizons=list(HORIZONS), seed=run.seed, batch_size=BATCH, num_workers=0, test_clips=CLIPS
+    )
+    budget = Budget(run.seconds, warmup=0.1)
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[budget],
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        default_root_dir=out / "runs" / run.name,
+    )
+    trainer.fit(task, data)
+    seconds = time.process_time() - budget.begin
+    begin = time.process_time()
+    metrics = trainer.test(task, data, verbose=False)[0]
+    tested = time.process_time() - begin
+    task.draw(out / run.name)
+    result = {
+        **asdict(run),
+        **metrics,
+        "steps": trainer.global_step,
+        "trained_seconds": seconds,
+        "tested_seconds": tested,
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+    }
+    beside = out / f"{run.name}.json.part"
+    beside.write_text(json.dumps(result, indent=2))
+    os.replace(beside, out / f"{run.name}.json")
+    print(f"{run.name}: SSIM {metrics['test/ssim_10']:.3f}, {trainer.global_step} steps", flush=True)
+
+
+def table(out: Path) -> str:
+    """Return the finished runs as a markdown table."""
+    lines = [
+        "| mixer | seed | SSIM 10 | SSIM 50 | MSE 10 | MSE 50 | steps | CPU-s a step | parameters |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in results(out):
+        cells = [
+            found["mixer"], str(found["seed"]), *(f"{found[f'test/ssim_{h}']:.3f}" for h in HORIZONS),
+            *(f"{found[f'test/mse_{h}'] * SIZE**2:.1f}" for h in HORIZONS), str(found["steps"]),
+            f"{found['trained_seconds'] / found['steps']:.2f}", str(found["parameters"]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Do the runs that are not done, and print the table of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS))
+    parser.add_argument("--seconds", type=float, default=600.0, help="of a processor, each run")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    args.out.mkdir(parents=True, exist_ok=True)
+    wanted = [Run(mixer, seed, args.seconds, args.lr) for seed in range(args.seeds) for mixer in args.mixers]
+    left = [run for run in wanted if not (args.out / f"{run.name}.json").exists()]
+    print(f"{len(wanted)} runs, {len(wanted) - len(left)} done before", flush=True)
+    for run in left:
+        do(run, args.out)
+    print(table(args.out))
+
+
+if __name__ == "__main__":
+    main()
