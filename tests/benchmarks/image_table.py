@@ -123,6 +123,7 @@ def do(run: Run, data: Path, out: Path) -> None:
     trainer.fit(task, module)
     seconds = time.process_time() - budget.begin
     metrics = trainer.test(task, module, verbose=False)[0]
+    task.draw(out / "runs" / run.name / "figures")
     result = {
         **asdict(run),
         **metrics,

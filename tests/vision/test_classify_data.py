@@ -210,7 +210,7 @@ def test_bad_images_are_refused_by_name(tmp_path: Path, kind: str) -> None:
         decode(path, str(path), max_pixels=80_000)
     assert str(error.value).startswith(f"{path}: ")
     assert BAD[kind] in str(error.value)
-    assert "--data.on_error skip" in str(error.value)
+    assert "--data.on_bad_sample skip" in str(error.value)
 
 
 def test_a_bomb_is_refused_before_its_pixels_are_made(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_bad_image_stops_training_by_name_or_is_left_out_and_counted(tmp_path:
     assert f"DataError: {root}/train/red/" in said
     assert "Traceback" not in said  # not even from the loader's process
     (root / "notes.txt").rename(root / "train" / "blue" / "notes.txt")
-    assert fit("c", "--data.on_error", "skip") == 0
+    assert fit("c", "--data.on_bad_sample", "skip") == 0
     assert "5 files left out" in caplog.text
     skipped = pd.read_csv(tmp_path / "c" / "skipped.csv")
     expected = {"train/blue/notes.txt", *(f"train/red/{kind}.png" for kind in BAD)}

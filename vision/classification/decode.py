@@ -54,8 +54,8 @@ def decode(file: Path | IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> I
 
 
 _ADVICE = (
-    f"a whole image ({', '.join(_FORMATS)}); remove or replace it, or pass --data.on_error skip to leave out and count "
-    "such files"
+    f"a whole image ({', '.join(_FORMATS)}); remove or replace it, or pass --data.on_bad_sample skip to leave out and "
+    "count such files"
 )
 
 
@@ -74,7 +74,7 @@ def _found(file: Path | IO[bytes]) -> str:
 def _too_large(name: str, found: str, most: int) -> DataError:
     return DataError(
         f"{name}: refused, found {found}, expected at most {most} pixels; make it smaller, raise --data.max_pixels if "
-        "you trust it (Pillow itself refuses above 178,956,970), or pass --data.on_error skip"
+        "you trust it (Pillow itself refuses above 178,956,970), or pass --data.on_bad_sample skip"
     )
 
 
@@ -94,7 +94,7 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")
     raise DataError(
         f"{name}: found pixels of mode {mode}, expected 8 or 16 bits per channel; convert the image, or pass "
-        "--data.on_error skip"
+        "--data.on_bad_sample skip"
     )
 
 
@@ -103,6 +103,6 @@ def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
             f"{name}: found values from {values.min()} to {values.max()}, expected 16 bits (0 to 65535); convert the "
-            "image, or pass --data.on_error skip"
+            "image, or pass --data.on_bad_sample skip"
         )
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))

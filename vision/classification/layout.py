@@ -104,7 +104,7 @@ def read_layout(source: str, members: Sequence[str], *, skip: bool, unwrap: bool
         else:
             raise DataError(
                 f"{source}: found {name!r} among the images, expected {', '.join(ENDINGS)}; remove it, or pass "
-                "--data.on_error skip"
+                "--data.on_bad_sample skip"
             )
     if not layout.parts:
         raise DataError(
@@ -172,7 +172,7 @@ def _stray(source: str, name: str, layout: Layout, skip: bool) -> None:
     if not skip:
         raise DataError(
             f"{source}: found {name!r} beside the class folders, expected each image inside its class's folder; move "
-            "it, or pass --data.on_error skip"
+            "it, or pass --data.on_bad_sample skip"
         )
     layout.rejected[name] = "outside the class folders"
 

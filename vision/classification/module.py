@@ -50,8 +50,8 @@ class ClassifyData(pl.LightningDataModule):
         seed: Seed of the division, of the order and of the augmentation.
         batch_size: Images per optimiser step, over all processes.
         num_workers: Loader processes; 0 loads in the training process.
-        on_error: What is done about a file that is no image or cannot be decoded: raise an error when it is met, or
-            skip it, for which all images are decoded once beforehand; what was left out is counted and listed.
+        on_bad_sample: What is done about a file that is no image or cannot be decoded: raise an error when it is met,
+            or skip it, for which all images are decoded once beforehand; what was left out is counted and listed.
         max_pixels: Most pixels of an image.
         balance: ``oversample`` repeats the images of rarer classes in each epoch until all classes have equally many.
         img_size: Height and width of the network's input; by default 224, and 64 for the digits.
@@ -83,7 +83,7 @@ class ClassifyData(pl.LightningDataModule):
         seed: int = 0,
         batch_size: int = 32,
         num_workers: int = 2,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_bad_sample: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
         balance: Literal["none", "oversample"] = "none",
         img_size: int | None = None,
@@ -108,7 +108,7 @@ class ClassifyData(pl.LightningDataModule):
             raise ConfigError(f"--data.max_pixels is {max_pixels}; expected at least 1")
         self.root, self.test_root = root, test_root
         self.source = SourceOptions(
-            path_column, label_column, split_column, on_error == "skip", download, download_root
+            path_column, label_column, split_column, on_bad_sample == "skip", download, download_root
         )
         self.val_share, self.test_share, self.seed = val_share, test_share, seed
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -229,7 +229,9 @@ class ClassifyData(pl.LightningDataModule):
         if not self._rejected:
             return
         logger.warning(
-            "%d files left out (--data.on_error skip), the first: %s", len(self._rejected), next(iter(self._rejected))
+            "%d files left out (--data.on_bad_sample skip), the first: %s",
+            len(self._rejected),
+            next(iter(self._rejected)),
         )
         self._write(pd.DataFrame(self._rejected.items(), columns=["image", "reason"]), "skipped.csv")
 
