@@ -13,15 +13,12 @@ KITTI tree instead, unchanged, tests on the same, and draws labels and detection
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -33,8 +30,8 @@ from scanweave.pointcloud.results import kitti_objects
 from scanweave.pointcloud.sources import KittiSource
 from scanweave.pointcloud.task import Detection3d, draw_views
 
+from .budget import Budget, rate, train, write_result
 from .forecast_runs import results
-from .image_table import Budget
 
 OPERATORS = ("mamba", "rwkv", "retnet", "xlstm", "ttt")
 DETECTORS = (*(f"lion_{name}_kitti_small" for name in OPERATORS), "pointpillars_kitti_small", "second_kitti_small")
@@ -58,33 +55,9 @@ def do(run: Run, out: Path) -> None:
     pl.seed_everything(0, verbose=False)
     task = Detection3d(run.detector, lr=run.lr, schedule="constant")
     data = Detect3dData(str(scenes(out, run.scenes)), batch_size=run.batch, num_workers=0)
-    budget = Budget(run.seconds, WARMUP)
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[budget],
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=10.0,
-        use_distributed_sampler=False,
-        default_root_dir=out / "runs" / run.detector,
-    )
-    trainer.fit(task, data)
-    seconds = time.process_time() - budget.begin
-    metrics = trainer.test(task, data, verbose=False)[0]
-    task.draw(out / "runs" / run.detector / "figures")
-    result = {
-        **asdict(run),
-        **metrics,
-        "trained_seconds": seconds,
-        "frames_seen": budget.images,
-        "parameters": sum(p.numel() for p in task.model.parameters()),
-    }
-    _write(out / f"{run.detector}.json", result)
-    print(f"{run.detector}: {metrics['test/ap']:.1f}, {budget.images} frames in {seconds:.0f} CPU-s", flush=True)
+    found = train(task, data, Budget(run.seconds, WARMUP), out / "runs" / run.detector, clip=10.0)
+    write_result(out / f"{run.detector}.json", {**asdict(run), **found})
+    print(f"{run.detector}: {found['test/ap']:.1f}, {found['samples_seen']} frames", flush=True)
 
 
 def scenes(out: Path, count: int) -> Path:
@@ -105,7 +78,7 @@ def overfit(run: Run, root: Path, out: Path) -> None:
     begin, steps = time.process_time(), 0
     while (share := (time.process_time() - begin) / run.seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = run.lr * min(1, share / WARMUP) * (1 + math.cos(math.pi * share)) / 2
+            group["lr"] = run.lr * rate(share, WARMUP)
         chosen = [frames[i] for i in torch.randperm(len(frames))[: run.batch].tolist()]
         points, boxes, labels = (list(column) for column in zip(*chosen, strict=True))
         loss = detector.loss(points, boxes, labels)["loss"]
@@ -123,14 +96,8 @@ def overfit(run: Run, root: Path, out: Path) -> None:
         draw_views(out / f"overfit-{run.detector}", frame, found.boxes, detector.reader.grid.point_range)
     values = {key: float(value) for key, value in metric.compute().items() if "/3d/R40/" in key}
     values = {key: value for key, value in values.items() if not math.isnan(value)}
-    _write(out / f"overfit-{run.detector}.json", {**asdict(run), **values, "steps": steps, "loss": float(loss)})
+    write_result(out / f"overfit-{run.detector}.json", {**asdict(run), **values, "steps": steps, "loss": float(loss)})
     print(f"{run.detector}: loss {float(loss):.3f} after {steps} steps, {values}", flush=True)
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=2))
-    os.replace(beside, path)
 
 
 def table(out: Path) -> str:
@@ -141,13 +108,13 @@ def table(out: Path) -> str:
     ]
     rows = []
     for found in results(out):
-        if "frames_seen" not in found:
+        if "samples_seen" not in found:
             continue
         keys = ("Car/3d", "Car/bev", "Pedestrian/3d", "Cyclist/3d")
         values = [found.get(f"test/{key}/R40/moderate", 0.0) for key in keys]
         cells = [
-            found["detector"], *(f"{value:.1f}" for value in values), str(found["frames_seen"]),
-            f"{found['frames_seen'] / found['trained_seconds']:.2f}", f"{found['parameters'] / 1e6:.2f} M",
+            found["detector"], *(f"{value:.1f}" for value in values), str(found["samples_seen"]),
+            f"{found['samples_seen'] / found['trained_seconds']:.2f}", f"{found['parameters'] / 1e6:.2f} M",
         ]  # fmt: skip
         rows.append((values[0], "| " + " | ".join(cells) + " |"))
     return "\n".join([*lines, *(row for _, row in sorted(rows, reverse=True))])

@@ -13,12 +13,8 @@ Each finished run is a JSON file in the output folder; a run that has one is not
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
-import os
 import statistics
-import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +25,7 @@ import torch
 
 from scanweave.vision.classification import ClassifyData, ImageClassification
 
+from .budget import Budget, train, write_result
 from .forecast_runs import results
 
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,35 +54,6 @@ class Run:
         return f"{self.backbone.replace(', ', '_')}-{self.seed}"
 
 
-class Budget(pl.Callback):
-    """Trains for so much processor time, the rate falling from its start to 0 as half a cosine of the share spent.
-
-    Args:
-        seconds: The budget of processor time; reading and augmenting count.
-        warmup: Share of it in which the rate rises from 0 instead.
-    """
-
-    def __init__(self, seconds: float, warmup: float = 0.0) -> None:
-        self.seconds, self.warmup = seconds, warmup
-        self.begin, self.images = 0.0, 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.begin = time.process_time()
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
-        share = min(1.0, (time.process_time() - self.begin) / self.seconds)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = pl_module.lr * (1 + math.cos(math.pi * share)) / 2
-            if share < self.warmup:
-                group["lr"] *= share / self.warmup
-        self.images += len(batch["index"])
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        trainer.should_stop = time.process_time() - self.begin >= self.seconds
-
-
 def has_large_patches(backbone: str) -> bool:
     """Whether a model cuts images into patches of 16 by 16 pixels."""
     import timm
@@ -106,36 +74,13 @@ def do(run: Run, data: Path, out: Path) -> None:
         schedule="constant",
     )
     module = ClassifyData(str(data), img_size=run.img_size, seed=run.seed, batch_size=32, num_workers=0, crop_pct=1.0)
-    budget = Budget(run.seconds)
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[budget],
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        use_distributed_sampler=False,
-        default_root_dir=out / "runs" / run.name,
+    found = train(task, module, Budget(run.seconds), out / "runs" / run.name)
+    write_result(
+        out / f"{run.name}.json",
+        {**asdict(run), **found, "epochs": found["samples_seen"] / len(module.images("train"))},
     )
-    trainer.fit(task, module)
-    seconds = time.process_time() - budget.begin
-    metrics = trainer.test(task, module, verbose=False)[0]
-    task.draw(out / "runs" / run.name / "figures")
-    result = {
-        **asdict(run),
-        **metrics,
-        "trained_seconds": seconds,
-        "images_seen": budget.images,
-        "epochs": budget.images / len(module.images("train")),
-        "parameters": sum(p.numel() for p in task.model.parameters()),
-    }
-    beside = out / f"{run.name}.json.part"
-    beside.write_text(json.dumps(result, indent=2))
-    os.replace(beside, out / f"{run.name}.json")
-    print(f"{run.name}: accuracy {metrics['test/accuracy']:.3f}, {budget.images / seconds:.1f} images/s", flush=True)
+    speed = found["samples_seen"] / found["trained_seconds"]
+    print(f"{run.name}: accuracy {found['test/accuracy']:.3f}, {speed:.1f} images/s", flush=True)
 
 
 def table(out: Path) -> str:
@@ -152,7 +97,7 @@ def table(out: Path) -> str:
             key: statistics.mean(r[key] for r in found)
             for key in ("test/accuracy", "test/f1", "epochs", "trained_seconds", "parameters")
         }
-        speed = max(r["images_seen"] / r["trained_seconds"] for r in found)
+        speed = max(r["samples_seen"] / r["trained_seconds"] for r in found)
         low, high = (f(r["test/accuracy"] for r in found) for f in (min, max))
         cells = [
             backbone, f"{mean['test/accuracy']:.3f}", f"{low:.3f} to {high:.3f}", f"{mean['test/f1']:.3f}",

@@ -80,6 +80,7 @@ def test_frames(data_path) -> None:
     memory = peak_mebibytes(_PREPARE.format(root=root), "prepare_frame(folder)")
     # The copy's bandwidth counts what is read and what is written.
     print(f"{'prepare':28}{seconds:10.3f}{seconds / (2 * reading / copy_bandwidth(reading)):9.0f}{memory:8.0f}")
+    took: dict[str, float] = {}
     for kind, rounds in ROUNDS.items():
         for family in DETECTORS:
             name = f"{family}_{kind}"
@@ -96,3 +97,6 @@ def test_frames(data_path) -> None:
                 f"{name:28}{times[0]:10.3f}{times[0] / floor:9.0f}{peaks[0]:8.0f}"
                 f"{times[1]:10.3f}{times[1] / (11 * floor):9.0f}{peaks[1]:8.0f}{weights / 4e6:8.2f} M"
             )
+            took[name] = times[1]
+    for family in DETECTORS:
+        assert took[f"{family}_kitti_small"] < took[f"{family}_kitti"], family

@@ -61,6 +61,7 @@ def test_recognition_beside_the_decoder(tmp_path: Path, bench_out: Path | None) 
         rounds=3,
     )
     print("frames/s: " + ", ".join(f"{name} {FRAMES / ms * 1e3:.0f}" for name, ms in found.items()))
+    assert found["decoder alone"] == min(found.values())
 
 
 _SETUP = """

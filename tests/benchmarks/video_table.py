@@ -12,10 +12,7 @@ JSON file in the output folder, with strips beside it; a run that has one is not
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
-import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +22,8 @@ import torch
 
 from scanweave.vision.video import PredictionData, VideoPrediction
 
+from .budget import Budget, train, write_result
 from .forecast_runs import results
-from .image_table import Budget
 
 MIXERS = {"convs5": ({"d_state": 64}, 48), "convlstm": ({}, 32)}
 DEPTH, SIZE, HORIZONS, BATCH, CLIPS = 3, 64, (10, 50), 4, 50
@@ -54,38 +51,9 @@ def do(run: Run, out: Path) -> None:
     data = PredictionData(
         size=SIZE, horizons=list(HORIZONS), seed=run.seed, batch_size=BATCH, num_workers=0, test_clips=CLIPS
     )
-    budget = Budget(run.seconds, warmup=0.1)
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[budget],
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        use_distributed_sampler=False,
-        default_root_dir=out / "runs" / run.name,
-    )
-    trainer.fit(task, data)
-    seconds = time.process_time() - budget.begin
-    begin = time.process_time()
-    metrics = trainer.test(task, data, verbose=False)[0]
-    tested = time.process_time() - begin
-    task.draw(out / run.name)
-    result = {
-        **asdict(run),
-        **metrics,
-        "steps": trainer.global_step,
-        "trained_seconds": seconds,
-        "tested_seconds": tested,
-        "parameters": sum(p.numel() for p in task.model.parameters()),
-    }
-    beside = out / f"{run.name}.json.part"
-    beside.write_text(json.dumps(result, indent=2))
-    os.replace(beside, out / f"{run.name}.json")
-    print(f"{run.name}: SSIM {metrics['test/ssim_10']:.3f}, {trainer.global_step} steps", flush=True)
+    found = train(task, data, Budget(run.seconds, warmup=0.1), out / run.name)
+    write_result(out / f"{run.name}.json", {**asdict(run), **found})
+    print(f"{run.name}: SSIM {found['test/ssim_10']:.3f}, {found['steps']} steps", flush=True)
 
 
 def table(out: Path) -> str:
