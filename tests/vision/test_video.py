@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scanweave.core import ConfigError
+from scanweave.core import ConfigError, DataError
 from scanweave.core.cli import main
 from scanweave.core.storage import read_checkpoint
 from scanweave.vision.video.cli import VIDEO
@@ -29,6 +29,7 @@ from scanweave.vision.video.motions import MOTIONS, moving_digits
 from scanweave.vision.video.report import Timeline, draw_timeline
 from scanweave.vision.video.streaming import score_over_time
 from scanweave.vision.video.tslstm import TSLSTMNetwork
+from scanweave.vision.video.videos import VideoFile
 
 from .clips import COLOURS, turning, write_classes, write_video
 
@@ -231,6 +232,28 @@ def test_fit_test_and_predict(tmp_path: Path, capsys) -> None:
     assert run("predict", *checkpoint, *elsewhere, "--data.on_bad_sample", "skip") == 0
     assert list(pd.read_csv(out / "videos.csv")["video"]) == ["deep/a.mp4"]
     assert list(pd.read_csv(out / "skipped.csv")["video"]) == ["bad.mp4"]
+    assert run("predict", *checkpoint, "--data.root", str(root / "red" / "frames")) == 0
+    assert list(pd.read_csv(out / "videos.csv")["video"]) == ["frames"]
+
+
+def test_videos_that_fail_late_are_left_out_where_that_is_asked(tmp_path: Path, monkeypatch, capsys) -> None:
+    root, out = write_classes(tmp_path / "videos"), tmp_path / "run"
+    assert fit(root, out, *FRAMES, "--model.mixer", "mingru", "--model.width", "16") == 0
+    whole = VideoFile.all_frames
+
+    def broken(self):
+        for number, frame in enumerate(whole(self)):
+            if number == 9 and self.name == "red/1.mp4":
+                raise DataError("red/1.mp4: a hole")
+            yield frame
+
+    monkeypatch.setattr(VideoFile, "all_frames", broken)
+    every = ["--out", str(out), "--ckpt_path", "last", "--data.root", str(root)]
+    assert run("predict", *every) == 1
+    assert "red/1.mp4: a hole" in capsys.readouterr().err
+    assert run("predict", *every, "--data.on_bad_sample", "skip") == 0
+    assert list(pd.read_csv(out / "skipped.csv")["video"]) == ["red/1.mp4"]
+    assert len(pd.read_csv(out / "videos.csv")) == 14
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def find_videos(root: str | None, options: ListOptions) -> VideoSet:
     names = _below(path)
     if not names:
         raise DataError(f"{root}: found no video, expected {', '.join(ENDINGS)}, or folders of images")
-    return VideoSet(root, [open_video(path / name, name) for name in names], [])
+    # A folder of frames itself is the one video in it.
+    return VideoSet(root, [open_video(path / name, path.name if name == "." else name) for name in names], [])
 
 
 def _below(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from .layout import ListOptions, VideoSet, check_same_classes, find_labelled_vid
 from .motion import Motion, MotionName
 from .motions import MEAN, SIZE, STD
 from .sampling import SamplingKind
+from .videos import Video
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,17 @@ class VideoData(pl.LightningDataModule):
             first = next(iter(self.skipped.values()), "none is listed")
             raise DataError(f"{videos.source}: found {len(videos)} videos, none of which can be decoded: {first}")
         return videos.select(good)
+
+    def leave_out(self, video: Video, error: DataError) -> None:
+        """Note a video that failed behind the clip that was tried beforehand.
+
+        Raises:
+            DataError: Such videos are not to be left out.
+        """
+        if self.on_bad_sample == "raise":
+            raise error
+        self.skipped[video.name] = str(error)
+        self._report_skipped()
 
     def _report_skipped(self) -> None:
         if not self.skipped:

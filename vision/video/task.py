@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ...core.classification import balanced_weights, classification_metrics
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, DataError
 from ...core.optimizers import ScheduleName
 from ...core.plots import confusion_figure
 from ...core.task import Stage, Task
@@ -147,8 +147,12 @@ class VideoClassification(Task):
         videos = self._data.videos("predict").videos
         found = []
         for number in batch.tolist():
-            scores = score_over_time(dict(self.model.items()), videos[number], self.inputs, self.device)
-            found.append(self._timeline(number, videos[number].name, videos[number].fps, scores))
+            video = videos[number]
+            scores = score_over_time(dict(self.model.items()), video, self.inputs, self.device)
+            try:
+                found.append(self._timeline(number, video.name, video.fps, scores))
+            except DataError as error:
+                self._data.leave_out(video, error)
         return found
 
     def _timeline(self, number: int, name: str, fps: float, scores: Any) -> Timeline:
@@ -181,6 +185,8 @@ class VideoClassification(Task):
     def save_predictions(self, outputs: list[Any], folder: Path) -> Path:
         """Write ``predictions.csv`` (scores over time), ``videos.csv`` (one verdict each), and the timelines."""
         timelines = [timeline for output in outputs for timeline in output]
+        if not timelines:
+            raise DataError(f"no video could be read to its end; see {folder / 'skipped.csv'}")
         write_verdicts(timelines, self.classes, folder / "videos.csv")
         draw_timelines(timelines, self._data.videos("predict").videos, self.classes, folder / "figures")
         return write_scores(timelines, self.classes, folder / "predictions.csv")
