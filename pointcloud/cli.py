@@ -32,20 +32,22 @@ def prepare_data(session: Session) -> None:
     print(f"prepared: {made.folder}")
 
 
-def view(session: Session, frame: str, detections: str | None = None, range: list[float] | None = None) -> None:
+def view(session: Session, frame: str, detections: str | None = None, point_range: list[float] | None = None) -> None:
     """Draw a labelled frame from above, and on its image where there is one.
 
     Args:
         session: The configured run.
         frame: The frame's name, as 000123.
         detections: Boxes to draw beside the labels: a ``predictions.csv``, or a folder of files in KITTI's format.
-        range: Least x, y, z and greatest x, y, z of what is shown, metres.
+        point_range: Least x, y, z and greatest x, y, z of what is shown, metres.
     """
-    if range is not None and len(range) != 6:
-        raise ConfigError(f"--range has {len(range)} numbers, expected 6: least x, y, z and greatest x, y, z")
+    if point_range is not None and len(point_range) != 6:
+        raise ConfigError(
+            f"--point_range has {len(point_range)} numbers, expected 6: least x, y, z and greatest x, y, z"
+        )
     shown = cast(Detect3dData, session.data).find(frame)
     boxes = None if detections is None else _read_detections(Path(detections), shown)
-    for path in draw_views(session.run.figures, shown, boxes, range or _SHOWN):
+    for path in draw_views(session.run.figures, shown, boxes, point_range or _SHOWN):
         print(f"drawn: {path}")
 
 

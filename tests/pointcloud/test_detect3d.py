@@ -120,8 +120,8 @@ def test_view_draws_labels_and_detections(tree: Path, tmp_path: Path, capsys) ->
     assert (tmp_path / "run" / "figures" / "000003.png").stat().st_size > 10_000
     assert run("view", "--frame", "00003", *out) == 1
     assert "there is no frame '00003' (did you mean '000003'?)" in capsys.readouterr().err
-    assert run("view", "--frame", "000003", "--range", "[1, 2]", *out) == 1
-    assert "--range has 2 numbers, expected 6" in capsys.readouterr().err
+    assert run("view", "--frame", "000003", "--point_range", "[1, 2]", *out) == 1
+    assert "--point_range has 2 numbers, expected 6" in capsys.readouterr().err
 
 
 def test_images_get_boxes_on_them(data_path, tmp_path: Path) -> None:
