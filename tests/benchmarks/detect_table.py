@@ -22,6 +22,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torch.optim.swa_utils import update_bn
 
 from scanweave.pointcloud import create_detector
 from scanweave.pointcloud.data import Detect3dData, labelled
@@ -87,6 +88,9 @@ def overfit(run: Run, root: Path, out: Path) -> None:
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
         steps += 1
+    # The running statistics lag behind weights that changed this fast: they are taken anew.
+    points = [frame[0] for frame in frames]
+    update_bn([[points[i : i + run.batch]] for i in range(0, len(points), run.batch)], detector)
     detector.eval()
     metric = KittiAP()
     for index in range(len(frames)):

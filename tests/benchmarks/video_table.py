@@ -19,6 +19,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from scanweave.vision.video import PredictionData, VideoPrediction
 
@@ -48,12 +49,31 @@ def do(run: Run, out: Path) -> None:
     pl.seed_everything(run.seed, verbose=False)
     options, width = MIXERS[run.mixer]
     task = VideoPrediction(run.mixer, options, width=width, depth=DEPTH, lr=run.lr)
-    data = PredictionData(
-        size=SIZE, horizons=list(HORIZONS), seed=run.seed, batch_size=BATCH, num_workers=0, test_clips=CLIPS
-    )
+    data = _data(run.seed)
     found = train(task, data, Budget(run.seconds, warmup=0.1), out / run.name)
     write_result(out / f"{run.name}.json", {**asdict(run), **found})
     print(f"{run.name}: SSIM {found['test/ssim_10']:.3f}, {found['steps']} steps", flush=True)
+
+
+def do_nothing(out: Path) -> None:
+    """Write what black frames and the last known frame score on the same clips, to compare with."""
+    data = _data(0)
+    data.setup("test")
+    clips = torch.cat([batch["video"] for batch in data.test_dataloader()])
+    truth, last = clips[:, data.known :], clips[:, data.known - 1 : data.known]
+    for name, made in (("black frames", torch.zeros_like(truth)), ("last frame again", last.expand_as(truth))):
+        found: dict[str, object] = {"mixer": name, "seed": 0}
+        for horizon in HORIZONS:
+            pair = [frames[:, :horizon].flatten(0, 1) for frames in (made, truth)]
+            found[f"test/ssim_{horizon}"] = float(structural_similarity_index_measure(*pair, data_range=1.0))
+            found[f"test/mse_{horizon}"] = float(torch.nn.functional.mse_loss(*pair))
+        write_result(out / f"{name.replace(' ', '_')}.json", found)
+
+
+def _data(seed: int) -> PredictionData:
+    return PredictionData(
+        size=SIZE, horizons=list(HORIZONS), seed=seed, batch_size=BATCH, num_workers=0, test_clips=CLIPS
+    )
 
 
 def table(out: Path) -> str:
@@ -65,8 +85,9 @@ def table(out: Path) -> str:
     for found in results(out):
         cells = [
             found["mixer"], str(found["seed"]), *(f"{found[f'test/ssim_{h}']:.3f}" for h in HORIZONS),
-            *(f"{found[f'test/mse_{h}'] * SIZE**2:.1f}" for h in HORIZONS), str(found["steps"]),
-            f"{found['trained_seconds'] / found['steps']:.2f}", str(found["parameters"]),
+            *(f"{found[f'test/mse_{h}'] * SIZE**2:.1f}" for h in HORIZONS), str(found.get("steps", "")),
+            f"{found['trained_seconds'] / found['steps']:.2f}" if "steps" in found else "",
+            str(found.get("parameters", "")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -88,6 +109,7 @@ def main() -> None:
     wanted = [Run(mixer, seed, args.seconds, args.lr) for seed in range(args.seeds) for mixer in args.mixers]
     left = [run for run in wanted if not (args.out / f"{run.name}.json").exists()]
     print(f"{len(wanted)} runs, {len(wanted) - len(left)} done before", flush=True)
+    do_nothing(args.out)
     for run in left:
         do(run, args.out)
     print(table(args.out))
