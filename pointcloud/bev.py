@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 
 
-def _norm(width: int) -> list[nn.Module]:
-    return [nn.BatchNorm2d(width, eps=1e-3, momentum=0.01), nn.ReLU()]
-
-
 class BEVBackbone(nn.Module):
     """Levels of 3 x 3 convolutions, each level's result up-sampled to the first one's stride, all joined.
 
@@ -24,6 +20,7 @@ class BEVBackbone(nn.Module):
         strides: Stride of each level's first convolution.
         widths: Channels of each level.
         up_widths: Channels of each level's result.
+        norm_momentum: Weight of a batch in the running statistics of the batch norms.
 
     Attributes:
         out_channels: Channels that come out, ``sum(up_widths)``.
@@ -45,8 +42,13 @@ class BEVBackbone(nn.Module):
         strides: Sequence[int] = (1, 2),
         widths: Sequence[int] = (128, 256),
         up_widths: Sequence[int] = (256, 256),
+        norm_momentum: float = 0.01,
     ) -> None:
         super().__init__()
+
+        def norm(width: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(width, eps=1e-3, momentum=norm_momentum), nn.ReLU()]
+
         parts = {"depths": depths, "strides": strides, "widths": widths, "up_widths": up_widths}
         for name, part in parts.items():
             if len(part) != len(depths) or not part or min(part) < (0 if name == "depths" else 1):
@@ -57,12 +59,12 @@ class BEVBackbone(nn.Module):
         self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
         width = in_channels
         for level, (depth, stride, out, up_width) in enumerate(zip(depths, strides, widths, up_widths, strict=True)):
-            layers: list[nn.Module] = [nn.Conv2d(width, out, 3, stride, 1, bias=False), *_norm(out)]
+            layers: list[nn.Module] = [nn.Conv2d(width, out, 3, stride, 1, bias=False), *norm(out)]
             for _ in range(depth):
-                layers += [nn.Conv2d(out, out, 3, 1, 1, bias=False), *_norm(out)]
+                layers += [nn.Conv2d(out, out, 3, 1, 1, bias=False), *norm(out)]
             self.levels.append(nn.Sequential(*layers))
             back = math.prod(strides[1 : level + 1])
-            self.ups.append(nn.Sequential(nn.ConvTranspose2d(out, up_width, back, back, bias=False), *_norm(up_width)))
+            self.ups.append(nn.Sequential(nn.ConvTranspose2d(out, up_width, back, back, bias=False), *norm(up_width)))
             width = out
         self.in_channels, self.out_channels = in_channels, sum(up_widths)
         self.stride, self.multiple = strides[0], math.prod(strides)

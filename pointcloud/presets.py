@@ -41,6 +41,7 @@ def lion(
     strides: Sequence[int] = (1, 2),
     widths: Sequence[int] = (128, 256),
     up_widths: Sequence[int] = (256, 256),
+    norm_momentum: float = 0.01,
     suppression: Suppression | None = None,
 ) -> Detector:
     """Build LION's detector; the defaults are those published for KITTI.
@@ -65,6 +66,7 @@ def lion(
         strides: Each level's stride.
         widths: Each level's channels.
         up_widths: Channels of each level's result.
+        norm_momentum: Weight of a batch in the running statistics of the batch norms that are not LION's.
         suppression: Which boxes become detections.
 
     Returns:
@@ -78,7 +80,7 @@ def lion(
         configuration.
     """
     grid = VoxelGrid(point_range, voxel_size, max_voxels)
-    reader = VoxelEncoder(grid, in_features, (dim, dim))
+    reader = VoxelEncoder(grid, in_features, (dim, dim), norm_momentum)
     middle = LION(
         dim,
         grid.shape[0],
@@ -93,7 +95,7 @@ def lion(
         drop_path=drop_path,
         recompute=recompute,
     )
-    bev = BEVBackbone(middle.out_channels, depths, strides, widths, up_widths)
+    bev = BEVBackbone(middle.out_channels, depths, strides, widths, up_widths, norm_momentum)
     return Detector(reader, middle, bev, classes, suppression)
 
 
@@ -109,6 +111,7 @@ def pointpillars(
     strides: Sequence[int] = (2, 2, 2),
     widths: Sequence[int] = (64, 128, 256),
     up_widths: Sequence[int] = (128, 128, 128),
+    norm_momentum: float = 0.01,
     suppression: Suppression | None = None,
 ) -> Detector:
     """Build PointPillars; the defaults are those published for KITTI, but that a pillar holds all of its points.
@@ -124,6 +127,7 @@ def pointpillars(
         strides: Each level's stride.
         widths: Each level's channels.
         up_widths: Channels of each level's result.
+        norm_momentum: Weight of a batch in the running statistics of the batch norms.
         suppression: Which boxes become detections.
 
     Returns:
@@ -136,8 +140,9 @@ def pointpillars(
         Lang et al., PointPillars: fast encoders for object detection from point clouds (2019), sections 2 and 4.
     """
     grid = VoxelGrid(point_range, (*pillar_size, point_range[5] - point_range[2]), max_voxels)
-    bev = BEVBackbone(dim, depths, strides, widths, up_widths)
-    return Detector(VoxelEncoder(grid, in_features, (dim,)), None, bev, classes, suppression)
+    bev = BEVBackbone(dim, depths, strides, widths, up_widths, norm_momentum)
+    reader = VoxelEncoder(grid, in_features, (dim,), norm_momentum)
+    return Detector(reader, None, bev, classes, suppression)
 
 
 def second(
@@ -153,6 +158,7 @@ def second(
     strides: Sequence[int] = (1, 2),
     widths: Sequence[int] = (128, 256),
     up_widths: Sequence[int] = (256, 256),
+    norm_momentum: float = 0.01,
     suppression: Suppression | None = None,
 ) -> Detector:
     """Build SECOND; the defaults are those of its release for KITTI, but that a voxel holds all of its points.
@@ -169,6 +175,7 @@ def second(
         strides: Each level's stride.
         widths: Each level's channels.
         up_widths: Channels of each level's result.
+        norm_momentum: Weight of a batch in the running statistics of the batch norms.
         suppression: Which boxes become detections.
 
     Returns:
@@ -181,17 +188,19 @@ def second(
         Yan et al., SECOND: sparsely embedded convolutional detection (2018), and the authors' later release.
     """
     grid = VoxelGrid(point_range, voxel_size, max_voxels)
-    middle = SECOND(in_features, grid.shape[0], sparse_widths, sparse_out)
-    bev = BEVBackbone(middle.out_channels, depths, strides, widths, up_widths)
+    middle = SECOND(in_features, grid.shape[0], sparse_widths, sparse_out, norm_momentum)
+    bev = BEVBackbone(middle.out_channels, depths, strides, widths, up_widths, norm_momentum)
     return Detector(MeanVoxels(grid, in_features), middle, bev, classes, suppression)
 
 
-# One range, and cells of 0.8 m in the head's map, for every small detector, so that they compare.
+# One range, and cells of 0.8 m in the head's map, for every small detector, so that they compare. Their trainings are a
+# few hundred steps long, which running statistics must follow.
 _SMALL: dict[str, Any] = {
     "point_range": (0.0, -25.6, -3.0, 51.2, 25.6, 1.0),
     "depths": (3, 3),
     "widths": (48, 96),
     "up_widths": (64, 64),
+    "norm_momentum": 0.1,
 }
 _SMALL_LION: dict[str, Any] = {
     **_SMALL,

@@ -206,19 +206,23 @@ class VoxelEncoder(nn.Module):
         grid: The voxels.
         in_features: Values of a point: x, y, z and more.
         widths: Features after each layer.
+        norm_momentum: Weight of a batch in the running statistics of the batch norms.
 
     Source:
         Zhou and Tuzel, VoxelNet (2018), section 2.1.2; Zhou et al., End-to-end multi-view fusion for 3D object
         detection in LiDAR point clouds (2020), section 3.1, on voxels that hold all of their points.
     """
 
-    def __init__(self, grid: VoxelGrid, in_features: int = 4, widths: Sequence[int] = (64, 64)) -> None:
+    def __init__(
+        self, grid: VoxelGrid, in_features: int = 4, widths: Sequence[int] = (64, 64), norm_momentum: float = 0.01
+    ) -> None:
         super().__init__()
         self.grid, self.in_features, self.out_channels = grid, in_features, widths[-1]
         width, layers = in_features + 6, []
         for i, out in enumerate(widths):
             inner = out if i + 1 == len(widths) else out // 2
-            layers.append(nn.Sequential(nn.Linear(width, inner, bias=False), BatchNorm(inner), nn.ReLU()))
+            norm = BatchNorm(inner, momentum=norm_momentum)
+            layers.append(nn.Sequential(nn.Linear(width, inner, bias=False), norm, nn.ReLU()))
             width = out
         self.layers = nn.ModuleList(layers)
 
