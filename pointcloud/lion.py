@@ -31,6 +31,7 @@ class LinearRNNLayer(nn.Module):
         shifted: Whether the windows begin half a window before the grid.
         drop_path: Chance that a group skips an operator in training.
         recompute: Whether training keeps no activations of the operators and computes them again.
+        depth: Operators in a row in the whole network.
         options: The operator's own arguments.
 
     Source:
@@ -47,11 +48,12 @@ class LinearRNNLayer(nn.Module):
         shifted: bool = False,
         drop_path: float = 0.0,
         recompute: bool = False,
+        depth: int = 1,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.window, self.group, self.shifted, self.recompute = window, group, shifted, recompute
-        self.blocks = nn.ModuleList(create_operator(operator, dim, drop_path, **(options or {})) for _ in "xy")
+        self.blocks = nn.ModuleList(create_operator(operator, dim, drop_path, depth, **(options or {})) for _ in "xy")
 
     def forward(self, voxels: Voxels) -> Voxels:
         """Mix voxels of the same batch entry, within groups."""
@@ -257,8 +259,11 @@ class LION(nn.Module):
             )
         if in_channels != dim:
             raise ConfigError(f"LION: voxels have {in_channels} features, expected dim = {dim}")
-        common: dict[str, Any] = {"operator": operator, "options": operator_options, "recompute": recompute}
-        rates = torch.linspace(0, drop_path, 4 * len(windows) + 1).tolist()
+        layers = 4 * len(windows) + 1
+        common: dict[str, Any] = {
+            "operator": operator, "options": operator_options, "recompute": recompute, "depth": 2 * layers
+        }  # fmt: skip
+        rates = torch.linspace(0, drop_path, layers).tolist()
         self.blocks = nn.ModuleList(
             LIONBlock(dim, window, group, drop_path=rates[4 * i : 4 * i + 4], **common)
             for i, (window, group) in enumerate(zip(windows, groups, strict=True))

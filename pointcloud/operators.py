@@ -16,7 +16,7 @@ from ..core.parameters import undecayed
 from ..core.registry import Mixer, create_mixer, list_mixers
 from ..core.shift import token_shift
 
-MakeOperator = Callable[[int, float], nn.Module]
+MakeOperator = Callable[[int, float, int], nn.Module]
 
 
 class _Mixing(nn.Module):
@@ -117,31 +117,41 @@ class ChannelMix(nn.Module):
         return y
 
 
-def _rwkv(dim: int, drop_path: float) -> nn.Module:
+def _rwkv(dim: int, drop_path: float, depth: int) -> nn.Module:
     mixer = create_mixer("rwkv6", dim, head_dim=dim // 4)
     return PreNorm(dim, mixer, ChannelMix(dim), scale=1e-5, drop_path=drop_path)
 
 
-def _retnet(dim: int, drop_path: float) -> nn.Module:
-    mixer = create_mixer("retention", dim, head_dim=dim // 2, expand_v=2, gate=False)
-    return PreNorm(dim, mixer, Mlp(dim, 4 * dim), drop_path=drop_path)
+def _retnet(dim: int, drop_path: float, depth: int) -> nn.Module:
+    mixer: Any = create_mixer("retention", dim, head_dim=dim // 2, expand_v=2, gate=False)
+    feed_forward = Mlp(dim, 4 * dim)
+    for last in (mixer.out_proj, feed_forward.fc2):
+        _shrink(last, (2 * depth) ** -0.5)
+    return PreNorm(dim, mixer, feed_forward, drop_path=drop_path)
 
 
-def _xlstm(dim: int, drop_path: float) -> nn.Module:
+def _xlstm(dim: int, drop_path: float, depth: int) -> nn.Module:
     def layer(backwards: bool) -> nn.Module:
-        mixer = create_mixer("mlstm", dim, head_dim=dim // 2, bias=True)
+        mixer: Any = create_mixer("mlstm", dim, head_dim=dim // 2, bias=True)
+        _shrink(mixer.proj_down, 1 / (2 * depth))
         return PreNorm(dim, mixer, backwards=backwards, drop_path=drop_path)
 
     return nn.Sequential(layer(False), layer(True))
 
 
-def _ttt(dim: int, drop_path: float) -> nn.Module:
+def _shrink(last: nn.Linear, factor: float) -> None:
+    """Let a residual branch begin smaller, so that many in a row begin near the identity."""
+    with torch.no_grad():
+        last.weight.mul_(factor)
+
+
+def _ttt(dim: int, drop_path: float, depth: int) -> nn.Module:
     mixer = create_mixer("ttt_linear", dim, head_dim=dim // 4, mini_batch=16, learned_factor=True)
     inner = SwiGLU(dim, 2 * dim, bias=False)
     return PreNorm(dim, mixer, inner, norm=partial(nn.RMSNorm, eps=1e-6), drop_path=drop_path)
 
 
-def _mamba(dim: int, drop_path: float) -> nn.Module:
+def _mamba(dim: int, drop_path: float, depth: int) -> nn.Module:
     return PostNorm(dim, create_grid_mixer("bimamba", dim, average=False), drop_path)
 
 
@@ -151,7 +161,7 @@ OPERATORS: dict[str, MakeOperator] = {
 """LION's own five: the mixers with the norms, feed-forward layers and head counts of its release."""
 
 
-def create_operator(name: str, dim: int, drop_path: float = 0.0, **options: Any) -> nn.Module:
+def create_operator(name: str, dim: int, drop_path: float = 0.0, depth: int = 1, **options: Any) -> nn.Module:
     """Build what runs over groups of voxels.
 
     Args:
@@ -159,6 +169,8 @@ def create_operator(name: str, dim: int, drop_path: float = 0.0, **options: Any)
             ``x + norm(mixer(x))``.
         dim: Features in and out.
         drop_path: Chance that a group skips a branch in training.
+        depth: Operators in a row: RetNet's and xLSTM's branches begin the smaller, the more there are, by 1 / sqrt(2
+            depth) as GPT-2's and by 1 / (2 depth) as xLSTM's own.
         options: The registered mixer's own arguments; LION's five take none.
 
     Returns:
@@ -176,7 +188,7 @@ def create_operator(name: str, dim: int, drop_path: float = 0.0, **options: Any)
     if name in OPERATORS:
         if options:
             raise ConfigError(f"LION: operator {name!r} takes no options, but was given {', '.join(options)}")
-        return OPERATORS[name](dim, drop_path)
+        return OPERATORS[name](dim, drop_path, depth)
     if name not in list_mixers():
         known = list_operators()
         raise ConfigError(f"LION: no operator {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")

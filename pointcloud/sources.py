@@ -347,6 +347,8 @@ def _boxes_of_table(source: Path, names: Sequence[str]) -> dict[str, list[tuple[
     for place, row in enumerate(table.to_dict("records"), 2):
         if row["frame"] not in known:
             raise DataError(f"{source}:{place}: there is no cloud {row['frame']!r}{nearest(str(row['frame']), names)}")
+        if not isinstance(row["class"], str):
+            raise DataError(f"{source}:{place}: the box has no class")
         box = _checked_box([row[name] for name in _COLUMNS[2:]], f"{source}:{place}")
         found.setdefault(row["frame"], []).append((row["class"], box))
     return found

@@ -30,7 +30,7 @@ class BiMamba(GridMixer):
     """Mamba in two directions between shared projections, along the raster of a grid.
 
     ``u, z = W_in x``; for each direction with parameters of its own ``u_d = silu(conv_d(u))``,
-    ``y_d = scan(u_d, dt_d, A_d, B_d, C_d, D_d) silu(z)``; ``W_out (y_forward + y_backward) / 2``. Both directions are
+    ``y_d = scan(u_d, dt_d, A_d, B_d, C_d, D_d)``; ``W_out (y_forward + y_backward) silu(z) / 2``. Both directions are
     one call of the scan, side by side. Parameters carry the names of the authors' release.
 
     Args:
@@ -79,10 +79,9 @@ class BiMamba(GridMixer):
             torch.stack([there[1], back[1]], 2),
             torch.stack([there[2], back[2]], 2),
             D=widen(torch.cat([self.D, self.D_b])),
-            z=torch.cat([z, z.flip(1)], -1),
             dt_bias=widen(torch.cat([self.dt_proj.bias, self.dt_proj_b.bias])),
         )
         forward, backward = y.chunk(2, -1)
         # Half of the weights take less time than half of the tokens.
         weight = self.out_proj.weight / 2 if self.average else self.out_proj.weight
-        return F.linear(forward + backward.flip(1), weight).view(shape)
+        return F.linear((forward + backward.flip(1)) * F.silu(z), weight).view(shape)

@@ -28,22 +28,34 @@ class ConvS5(ClipMixer):
         d_state: Real states of a pixel, P; even.
         kernel: Side of both convolutions' kernels, odd.
         blocks: HiPPO blocks on the diagonal at the start; d_state / blocks must be even.
+        dt_min: Smallest step at the start; steps are log-uniform. A state with step dt remembers about 2 / dt frames.
+        dt_max: Largest step at the start.
 
     Raises:
-        ConfigError: d_state is not a multiple of 2 * blocks, or kernel is even.
+        ConfigError: d_state is not a multiple of 2 * blocks, kernel is even, or not 0 < dt_min <= dt_max.
 
     Source:
         Smith et al., Convolutional state space models for long-range spatiotemporal modeling (2023), sections 3 and 4.
     """
 
-    def __init__(self, dim: int, d_state: int = 64, kernel: int = 3, blocks: int = 1) -> None:
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 64,
+        kernel: int = 3,
+        blocks: int = 1,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+    ) -> None:
         super().__init__(dim, state_shapes={"scan": (d_state // 2, 2)})
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"convs5: kernel is {kernel}, expected an odd number")
+        if not 0 < dt_min <= dt_max:
+            raise ConfigError(f"convs5: dt_min is {dt_min} and dt_max {dt_max}, expected 0 < dt_min <= dt_max")
         Lambda, B, C = s5_start("convs5", dim, d_state, blocks, (kernel, kernel))
         self.Lambda, self.B, self.C = undecayed(Lambda), nn.Parameter(B), nn.Parameter(C)
         self.D = undecayed(torch.randn(dim))
-        self.log_step = undecayed(log_uniform((d_state // 2,), 1e-3, 1e-1))
+        self.log_step = undecayed(log_uniform((d_state // 2,), dt_min, dt_max))
         self.gate = nn.Linear(dim, dim)
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:

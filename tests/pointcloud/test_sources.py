@@ -133,6 +133,7 @@ def test_what_is_wrong_with_a_table_is_said_by_line(tmp_path: Path) -> None:
         ("frame,class,x\n", r"boxes\.csv: found the columns frame, class, x; missing: y, z"),
         (head + "f01,Barrel,1,2,3,1,1,1,0\nf77,Barrel,1,2,3,1,1,1,0\n", r"boxes\.csv:3: there is no cloud 'f77'"),
         (head + "f01,Barrel,1,2,3,1,one,1,0\n", r"boxes\.csv:2: the box is"),
+        (head + "f01,,1,2,3,1,1,1,0\n", r"boxes\.csv:2: the box has no class"),
     ):
         table.write_text(content)
         with pytest.raises(DataError, match=message):
