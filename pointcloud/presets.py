@@ -200,7 +200,7 @@ _SMALL: dict[str, Any] = {
     "depths": (3, 3),
     "widths": (48, 96),
     "up_widths": (64, 64),
-    "norm_momentum": 0.03,
+    "norm_momentum": 0.1,
 }
 _SMALL_LION: dict[str, Any] = {
     **_SMALL,

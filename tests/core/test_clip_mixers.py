@@ -165,6 +165,8 @@ def test_wrong_states_of_convs5_are_named():
         make("convs5", d_state=7)
     with pytest.raises(ConfigError, match="convs5: d_state is 6, expected a multiple of 2"):
         make("convs5", blocks=2)
+    with pytest.raises(ConfigError, match=r"convs5: dt_min is 0\.5 and dt_max 0\.1, expected 0 < dt_min <= dt_max"):
+        make("convs5", dt_min=0.5)
 
 
 def test_convs5_with_one_pixel_kernels_is_s5_at_every_pixel():
