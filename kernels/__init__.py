@@ -1,5 +1,6 @@
 """Recurrences as pure functions on tensors: the floor that everything else stands on."""
 
+from .causal_conv1d import causal_conv1d
 from .cell_scan import Cell, cell_scan, register_cell
 from .conv_scan import conv_scan
 from .delta_rule import delta_rule
@@ -25,6 +26,7 @@ __all__ = [
     "PrefixState",
     "TTTState",
     "WKV4State",
+    "causal_conv1d",
     "cell_scan",
     "conv_scan",
     "delta_rule",

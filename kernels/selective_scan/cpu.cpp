@@ -12,6 +12,7 @@
 
 #include "activations.h"
 #include "parallel.h"
+#include "rows.h"
 #include "simd.h"
 
 namespace scanweave {
@@ -19,13 +20,6 @@ namespace {
 
 constexpr int64_t kGrain = 16384;  // steps times channels times states that are worth waking a thread for
 constexpr int kNonFinite = 1, kNoMemory = 2;
-
-// A sequence (B, L, ...): its strides over batch and time; what follows lies side by side. Null data: absent.
-template <class T> struct Rows {
-  const T* data;
-  int64_t batch, step;
-  const T* at(int64_t b, int64_t t) const { return data + b * batch + t * step; }
-};
 
 template <class T> struct Problem {
   Rows<T> u, dt, B, C, z;
@@ -92,14 +86,6 @@ template <class T> class Scratch {
   std::unique_ptr<T[], Free> data_;
   T* next_;
 };
-
-template <class T> inline vec<T> read(const T* p, int lanes) {
-  return lanes == width<T> ? load(p) : load_part(p, lanes);
-}
-template <class T> inline void write(T* p, vec<T> v, int lanes) {
-  if (lanes == width<T>) store(p, v);
-  else store_part(p, v, lanes);
-}
 
 // (channels, n) in memory to and from [n][lane].
 template <class T> void gather(const T* from, int64_t n, int lanes, T scale, T* to) {

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "parallel.h"
+#include "rows.h"
 #include "simd.h"
 
 namespace scanweave {
@@ -17,13 +18,6 @@ constexpr int64_t kGrain = 4096;  // steps times channels that are worth waking 
 constexpr int kBlocks = 2;        // vectors of neighbouring channels side by side: a line of the cache, two chains
 constexpr int64_t kMostSteps = 64;
 constexpr int kBadRate = 1, kNoMemory = 2, kChunkTooLong = 3;
-
-// A sequence (B, L, C): its strides over batch and time; channels lie side by side. Null data: absent.
-template <class T> struct Rows {
-  const T* data;
-  int64_t batch, step;
-  const T* at(int64_t b, int64_t t) const { return data + b * batch + t * step; }
-};
 
 template <class T> struct Problem {
   Rows<T> k, v;
@@ -35,14 +29,6 @@ template <class T> struct Problem {
   int64_t slices() const { return (channels + kBlocks * width<T> - 1) / (kBlocks * width<T>); }
   bool starts(int64_t b, int64_t t) const { return reset && reset[b * length + t]; }
 };
-
-template <class T> inline vec<T> read(const T* p, int lanes) {
-  return lanes == width<T> ? load(p) : load_part(p, lanes);
-}
-template <class T> inline void write(T* p, vec<T> v, int lanes) {
-  if (lanes == width<T>) store(p, v);
-  else store_part(p, v, lanes);
-}
 
 template <class V> inline V larger(V a, V b) { return a > b ? a : b; }
 

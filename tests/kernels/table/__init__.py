@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import average, cells, clip, diagonal, grid, inner_model, line, matrix_state, newton
+from . import average, cells, clip, diagonal, grid, inner_model, line, matrix_state, newton, window
 
-FAMILIES = (average, cells, clip, diagonal, grid, inner_model, line, matrix_state, newton)
+FAMILIES = (average, cells, clip, diagonal, grid, inner_model, line, matrix_state, newton, window)
 CASES = {case.name: case for family in FAMILIES for case in family.CASES}
