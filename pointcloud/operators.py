@@ -139,7 +139,7 @@ def _xlstm(dim: int, drop_path: float, depth: int) -> nn.Module:
     return nn.Sequential(layer(False), layer(True))
 
 
-def _shrink(last: nn.Linear, factor: float) -> None:
+def _shrink(last: nn.Linear | nn.Conv2d, factor: float) -> None:
     """Let a residual branch begin smaller, so that many in a row begin near the identity."""
     with torch.no_grad():
         last.weight.mul_(factor)

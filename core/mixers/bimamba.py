@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import selective_scan
-from ..conv import causal_conv1d
+from ...kernels import causal_conv1d, selective_scan
 from ..layouts import GridMixer
 from ..parameters import initial_dt_bias, mark_undecayed, undecayed, widen
 from ..registry import register_mixer
@@ -64,8 +63,7 @@ class BiMamba(GridMixer):
         both = torch.cat([u, u.flip(1)], -1)
         weight = torch.cat([self.conv1d.weight, self.conv1d_b.weight]).squeeze(1)
         bias = torch.cat([b for b in (self.conv1d.bias, self.conv1d_b.bias) if b is not None])
-        start = both.new_zeros((x.shape[0], weight.shape[1] - 1, weight.shape[0]), dtype=widen(both[:0]).dtype)
-        both = F.silu(causal_conv1d(both, weight, bias, start, None)[0])
+        both, _ = causal_conv1d(both, weight, bias, activation="silu")
         sizes = [self.rank, self.d_state, self.d_state]
         there, back = (
             project(part).split(sizes, -1)

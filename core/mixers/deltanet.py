@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import delta_rule
-from ..conv import causal_conv1d
+from ...kernels import causal_conv1d, delta_rule
 from ..errors import ConfigError
 from ..heads import HeadNorm, count_heads, split_heads
 from ..parameters import initial_dt_bias, undecayed, widen
@@ -105,8 +104,8 @@ class DeltaMixer(Mixer):
         conv_state, scan_state = state
         qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1)
-        qkv, conv_state = causal_conv1d(qkv, taps, None, conv_state, reset)
-        q, k, v = F.silu(qkv).split(self.widths, -1)
+        qkv, conv_state = causal_conv1d(qkv, taps, activation="silu", initial_state=conv_state, reset=reset)
+        q, k, v = qkv.split(self.widths, -1)
         steps = (self.householders, self.heads)
         # In half precision a strength near 1 or 2 would be rounded onto it.
         beta = torch.sigmoid(widen(self.b_proj(x))).unflatten(-1, steps)

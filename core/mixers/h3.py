@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..conv import causal_conv1d
+from ...kernels import causal_conv1d
 from ..heads import count_heads, split_heads
 from ..parameters import undecayed, widen
 from ..registry import Mixer, State, register_mixer
@@ -64,7 +64,7 @@ class H3(Mixer):
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """Run both state spaces; the state is the last keys, and the products' poles as pairs."""
         k, shift = self.k_proj(x), state[0]
-        remembered, shift = causal_conv1d(k, self.shift, None, shift, reset)
+        remembered, shift = causal_conv1d(k, self.shift, initial_state=shift, reset=reset)
         k = widen(remembered) + widen(self.D_k) * widen(k)
         q, k, v = (split_heads(part, self.heads) for part in (widen(self.q_proj(x)), k, widen(self.v_proj(x))))
         outer = k.unsqueeze(-1) * v.unsqueeze(-2)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import selective_scan
-from ..conv import causal_conv1d
+from ...kernels import causal_conv1d, selective_scan
 from ..errors import ConfigError
 from ..parameters import initial_dt_bias, mark_undecayed, undecayed, widen
 from ..registry import Mixer, State, register_mixer
@@ -68,8 +67,8 @@ class Mamba(Mixer):
         """Run the block; the state is the convolution's last inputs and the scan's state."""
         conv_state, scan_state = state
         u, z = self.in_proj(x).chunk(2, -1)
-        u, conv_state = causal_conv1d(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, reset)
-        u = F.silu(u)
+        taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        u, conv_state = causal_conv1d(u, taps, bias, activation="silu", initial_state=conv_state, reset=reset)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
         y, scan_state = selective_scan(
             u,

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_linear_attention
-from ..conv import causal_conv1d
+from ...kernels import causal_conv1d, gated_linear_attention
 from ..errors import ConfigError
 from ..heads import HeadNorm, count_heads, split_heads
 from ..parameters import initial_dt_bias, undecayed, widen
@@ -67,8 +66,9 @@ class Mamba2(Mixer):
         conv_state, scan_state = state
         width, sizes = self.out_proj.in_features, self.groups * self.d_state
         z, mixed, dt = self.in_proj(x).split([width, width + 2 * sizes, self.heads], -1)
-        mixed, conv_state = causal_conv1d(mixed, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, reset)
-        u, B, C = F.silu(mixed).split([width, sizes, sizes], -1)
+        taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        mixed, conv_state = causal_conv1d(mixed, taps, bias, activation="silu", initial_state=conv_state, reset=reset)
+        u, B, C = mixed.split([width, sizes, sizes], -1)
         u = split_heads(u, self.heads)
         dt = F.softplus(widen(dt) + widen(self.dt_bias))
         o, scan_state = gated_linear_attention(

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import MLSTMState, mlstm_scan
-from ..conv import causal_conv1d
+from ...kernels import MLSTMState, causal_conv1d, mlstm_scan
 from ..heads import HeadNorm, count_heads, split_heads
 from ..parameters import mark_undecayed, undecayed, widen
 from ..registry import Mixer, State, register_mixer
@@ -41,7 +40,7 @@ class BlockLinear(nn.Module):
 
 
 class ShortConv(nn.Module):
-    """Causal convolution, one filter per channel; apart, for its parameters' names.
+    """Causal convolution, one filter per channel, and SiLU; apart, for its parameters' names.
 
     Args:
         width: Channels.
@@ -54,7 +53,8 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """Convolve x (B, L, width) after the inputs in the state (B, taps - 1, width)."""
-        return causal_conv1d(x, self.conv.weight.squeeze(1), self.conv.bias, state, reset)
+        taps, bias = self.conv.weight.squeeze(1), self.conv.bias
+        return causal_conv1d(x, taps, bias, activation="silu", initial_state=state, reset=reset)
 
 
 class MLSTMCell(nn.Module):
@@ -154,6 +154,5 @@ class MLSTM(Mixer):
         conv_state, *cell = state
         u, z = self.proj_up(x).chunk(2, -1)
         c, conv_state = self.conv1d(u, conv_state, reset)
-        c = F.silu(c)
         h, cell_state = self.mlstm_cell(self.q_proj(c), self.k_proj(c), self.v_proj(u), MLSTMState(*cell), reset)
         return self.proj_down((h + self.learnable_skip * c) * F.silu(z)), (conv_state, *cell_state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import cell_scan
@@ -77,7 +76,6 @@ class SLSTM(Mixer):
         """Run the layer; the state is the convolution's last inputs, and the cell's h, c, n and m."""
         conv_state, *cell = state
         c, conv_state = self.conv1d(x, conv_state, reset)
-        c = F.silu(c)
         gates = self.fgate(c), self.igate(c), self.zgate(x), self.ogate(x)
         heads = self.slstm_cell.shape[0]
         wx = torch.stack([split_heads(gate, heads) for gate in gates], 3)

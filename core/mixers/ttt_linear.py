@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import TTTState, ttt_linear
-from ..conv import causal_conv1d
+from ...kernels import TTTState, causal_conv1d, ttt_linear
 from ..errors import ConfigError
 from ..heads import count_heads, split_heads
 from ..parameters import undecayed, widen
@@ -142,6 +141,8 @@ class TTTLinear(Mixer):
         if self.backbone == "transformer":
             return self.q_proj(x), self.k_proj(x), ()
         shared, (before,) = self.q_proj(x), conv_state
-        q, after = causal_conv1d(shared, self.conv_q.weight.squeeze(1), self.conv_q.bias, before, reset)
-        k, _ = causal_conv1d(shared, self.conv_k.weight.squeeze(1), self.conv_k.bias, before, reset)
+        (q, after), (k, _) = (
+            causal_conv1d(shared, conv.weight.squeeze(1), conv.bias, initial_state=before, reset=reset)
+            for conv in (self.conv_q, self.conv_k)
+        )
         return q, k, (after,)

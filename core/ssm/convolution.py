@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conv import causal_conv1d
+from ...kernels import causal_conv1d
 from .system import System, block_length
 
 RESTART_BLOCK = 16  # at most so many steps are convolved tap by tap where sequences restart
@@ -135,9 +135,8 @@ def _convolve_blocks(system: System, u: Tensor, states: Tensor, reset: Tensor, b
     shape = (batch * count, block)
     blocks = F.pad(u, (0, 0, 0, missing)).reshape(*shape, channels)
     starts = F.pad(reset, (0, missing)).reshape(shape)
-    nothing = u.new_zeros(len(blocks), block - 1, channels)
     taps = system.kernel(block).to(u.dtype).flip(1)
-    y, _ = causal_conv1d(blocks, taps, None, nothing, starts)
+    y, _ = causal_conv1d(blocks, taps, reset=starts)
     seen = (starts.cumsum(1) == 0).unsqueeze(-1)
     carried = _respond(system, states, block).permute(1, 2, 3, 0).reshape(y.shape)
     return (y + seen * carried).reshape(batch, -1, channels)[:, :length]
