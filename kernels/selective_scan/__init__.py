@@ -14,11 +14,13 @@ from ..dispatch import Kernel, always, register_kernel, select
 from ..library import define_op, gradients_of
 from . import chunked, cpu
 from .chunked import CHUNK
+from .orders import backward_by_steps, forward_by_steps
 from .reference import selective_scan_reference
 
 __all__ = ["selective_scan"]
 
 EIGENVALUES = ("positive", "signed")
+_reference = forward_by_steps(selective_scan_reference)
 
 
 def selective_scan(
@@ -35,21 +37,24 @@ def selective_scan(
     eigenvalues: str = "positive",
     initial_state: Tensor | None = None,
     reset: Tensor | None = None,
+    orders: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run Mamba's selective state space model over axis 1.
 
     ``delta_t = softplus(dt_t + dt_bias)``, ``h_t = a_t * h_{t-1} + delta_t B_t u_t`` with ``a_t = exp(delta_t A)``,
-    ``y_t = C_t . h_t + D u_t``, and with a gate ``y_t * silu(z_t)``; each channel has N states of its own.
+    ``y_t = C_t . h_t + D u_t``, and with a gate ``y_t * silu(z_t)``; each channel has N states of its own. With
+    ``orders``, t is a place, and the step before it is the one at the place that its group visits before.
 
     Args:
-        u: Input, (B, L, C) float32, float64, bfloat16 or float16.
-        dt: Step size before bias and softplus, (B, L, C), u's dtype.
+        u: Input, (B, L, C) or (B, L, G, C / G), float32, float64, bfloat16 or float16. Groups may share memory: a view
+            that is expanded over G is read as it lies.
+        dt: Step size before bias and softplus, u's shape and dtype.
         A: Continuous-time decay, (C, N), finite; negative values decay. u's dtype or the state's, as D and dt_bias.
         B: Input weights, (B, L, N) shared by all channels or (B, L, G, N) for G groups of C / G neighbouring channels.
         C: Output weights, shaped as B.
         D: Skip weights, (C,).
-        z: Gate, (B, L, C).
+        z: Gate, u's shape.
         dt_bias: Added to dt, (C,).
         dt_softplus: Pass ``dt + dt_bias`` through softplus; else it is the step size itself.
         eigenvalues: ``"positive"``: ``a = exp(delta A)`` in (0, 1) for negative A; ``"signed"``:
@@ -57,16 +62,20 @@ def selective_scan(
         initial_state: State before the first step, (B, C, N); zero if None.
         reset: (B, L) bool; where True the state before that step counts as zero: the first step of each sequence of a
             packed batch.
+        orders: (G, L) int64, each row a permutation of 0 to L - 1: ``orders[g, i]`` is where group g is at its step i,
+            what it reads there of u, dt, B, C and z, and where it writes y. All of a grid's readings in one call; not
+            together with ``reset``.
         backend: Force ``triton``, ``cpu``, ``chunked`` or ``reference``; None chooses by device.
 
     Returns:
-        y: (B, L, C), u's dtype.
+        y: As u.
         final_state: The state after the last step, (B, C, N); float32 for half types, else u's dtype.
 
     Raises:
         TypeError: A dtype is not supported or does not fit u's.
-        ValueError: Shapes or devices do not fit, the length is 0, ``eigenvalues`` is neither word, or (checked on
-            the CPU) A is not finite, or a final state is not because dt is not.
+        ValueError: Shapes or devices do not fit, the length is 0, ``eigenvalues`` is neither word, ``orders`` and
+            ``reset`` are both given, or (checked on the CPU) A is not finite, or a final state is not because dt is
+            not, or an order does not visit each place once.
         BackendError: A forced backend cannot serve the call.
 
     Source:
@@ -89,13 +98,13 @@ def selective_scan(
     if not isinstance(C, Tensor) or C.dim() == 3:
         check_dtype("selective_scan", "C", C, FLOATS)
         C = C.unsqueeze(2)
-    _check(u, dt, A, B, C, D, z, dt_bias, initial_state, reset)
+    _check(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, orders)
     if initial_state is not None and initial_state.dtype != state_dtype(u.dtype):
         initial_state = initial_state.to(state_dtype(u.dtype))
     signed, chosen = eigenvalues == "signed", select("selective_scan", u, backend)
-    arguments = (u, dt, A, B, C, D, z, dt_bias, initial_state, reset, dt_softplus, signed)
+    arguments = (u, dt, A, B, C, D, z, dt_bias, initial_state, reset, orders, dt_softplus, signed)
     if chosen == "reference":
-        y, final = selective_scan_reference(*arguments)
+        y, final = _reference(*arguments)
     else:
         y, final, _ = _op(*arguments, False, chosen)
     return y, final
@@ -112,14 +121,16 @@ def _check(
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
     reset: Tensor | None,
+    orders: Tensor | None,
 ) -> None:
     op = "selective_scan"
     check_dtype(op, "u", u, FLOATS)
     parameter = (state_dtype(u.dtype), u.dtype)
-    if u.dim() != 3:
-        raise ValueError(f"{op}: u has shape {tuple(u.shape)}, expected (B, L, C)")
+    if u.dim() not in (3, 4):
+        raise ValueError(f"{op}: u has shape {tuple(u.shape)}, expected (B, L, C) or (B, L, G, C / G)")
     check_length(op, "u", u)
-    batch, length, channels = u.shape
+    batch, length, channels = u.shape[0], u.shape[1], u.shape[2] * (u.shape[3] if u.dim() == 4 else 1)
+    layout = "(B, L, C)" if u.dim() == 3 else "(B, L, G, C / G)"
     check_dtype(op, "A", A, parameter)
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
         raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (C, N) with C = {channels} and N >= 1")
@@ -128,16 +139,18 @@ def _check(
             f"{op}: B has shape {tuple(B.shape)}, expected (B, L, N) or (B, L, G, N) "
             f"where G divides the {channels} channels"
         )
+    if u.dim() == 4 and u.shape[2] != B.shape[2]:
+        raise ValueError(f"{op}: u has {u.shape[2]} groups, expected B's {B.shape[2]}")
     grouped = (batch, length, B.shape[2], A.shape[1])
-    for name, sequence, shape, layout in (
-        ("dt", dt, (batch, length, channels), "(B, L, C)"),
+    for name, sequence, shape, axes in (
+        ("dt", dt, tuple(u.shape), layout),
         ("B", B, grouped, "(B, L, G, N)"),
         ("C", C, grouped, "(B, L, G, N)"),
-        ("z", z, (batch, length, channels), "(B, L, C)"),
+        ("z", z, tuple(u.shape), layout),
     ):
         if sequence is not None:
             check_dtype(op, name, sequence, (u.dtype,))
-            check_shape(op, name, sequence, shape, layout)
+            check_shape(op, name, sequence, shape, axes)
     for name, vector in (("D", D), ("dt_bias", dt_bias)):
         if vector is not None:
             check_dtype(op, name, vector, parameter)
@@ -148,11 +161,16 @@ def _check(
     if reset is not None:
         check_dtype(op, "reset", reset, (torch.bool,))
         check_shape(op, "reset", reset, (batch, length), "(B, L)")
+    if orders is not None:
+        check_dtype(op, "orders", orders, (torch.int64,))
+        check_shape(op, "orders", orders, (B.shape[2], length), "(G, L)")
+        if reset is not None:
+            raise ValueError(f"{op}: reset is given beside orders, expected one of them: sequences start in one order")
     check_device(
         op,
         u,
         {"dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
-        | {"initial_state": initial_state, "reset": reset},
+        | {"initial_state": initial_state, "reset": reset, "orders": orders},
     )
 
 
@@ -167,12 +185,13 @@ def _fake(
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
     reset: Tensor | None,
+    orders: Tensor | None,
     dt_softplus: bool,
     signed: bool,
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, (batch, length, channels), n = state_dtype(u.dtype), u.shape, A.shape[1]
+    dtype, (batch, length), (channels, n) = state_dtype(u.dtype), u.shape[:2], A.shape
     chunks = (length + CHUNK - 1) // CHUNK
     before = u.new_empty((batch, chunks if save else 0, n, channels), dtype=dtype)
     return u.new_empty(u.shape), u.new_empty((batch, channels, n), dtype=dtype), before
@@ -189,6 +208,7 @@ def _fake_backward(
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
     reset: Tensor | None,
+    orders: Tensor | None,
     dt_softplus: bool,
     signed: bool,
     before: Tensor,
@@ -202,13 +222,13 @@ def _fake_backward(
 
 def _gradients(*saved: Any) -> tuple[Tensor | None, ...]:
     """Return the gradients by differentiating the reference form: for a gradient of the gradient."""
-    arguments, (_, dy, dfinal) = saved[:12], saved[12:]
-    return gradients_of(selective_scan_reference, arguments, (dy, dfinal))[:9]
+    arguments, (_, dy, dfinal) = saved[:13], saved[13:]
+    return gradients_of(_reference, arguments, (dy, dfinal))[:9]
 
 
 _ARGUMENTS = (
     "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
-    "Tensor? reset, bool dt_softplus, bool signed, "
+    "Tensor? reset, Tensor? orders, bool dt_softplus, bool signed, "
 )
 _op = define_op(
     "selective_scan",
@@ -218,16 +238,18 @@ _op = define_op(
     ),
     fake=_fake,
     fake_backward=_fake_backward,
-    saved=lambda arguments, outputs: (*arguments[:12], outputs[2]),
+    saved=lambda arguments, outputs: (*arguments[:13], outputs[2]),
     differentiable=tuple(range(9)),
     batched=(0, 1, 3, 4, 6, 8, 9),
     twice=_gradients,
     extras=1,
 )
-register_kernel("selective_scan", "reference", Kernel(selective_scan_reference, None, always))
-register_kernel("selective_scan", "chunked", Kernel(chunked.forward, chunked.backward, always))
+register_kernel("selective_scan", "reference", Kernel(_reference, None, always))
+_chunked = Kernel(forward_by_steps(chunked.forward), backward_by_steps(chunked.backward), always)
+register_kernel("selective_scan", "chunked", _chunked)
 register_kernel("selective_scan", "cpu", Kernel(cpu.forward, cpu.backward, cpu_refuses))
 if find_spec("triton"):
     from . import triton
 
-    register_kernel("selective_scan", "triton", Kernel(triton.forward, triton.backward, triton.refuses))
+    _triton = Kernel(forward_by_steps(triton.forward), backward_by_steps(triton.backward), triton.refuses)
+    register_kernel("selective_scan", "triton", _triton)

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "activations.h"
 #include "parallel.h"
@@ -19,18 +20,41 @@ namespace scanweave {
 namespace {
 
 constexpr int64_t kGrain = 16384;  // steps times channels times states that are worth waking a thread for
-constexpr int kNonFinite = 1, kNoMemory = 2;
+constexpr int kNonFinite = 1, kNoMemory = 2, kNoOrder = 3;
+
+// A sequence (B, L, G, K): strides over batch, place and group; what follows lies side by side. Null data: absent.
+template <class T> struct Groups {
+  const T* data;
+  int64_t batch, place, group;
+  const T* at(int64_t b, int64_t t, int64_t g) const { return data + b * batch + t * place + g * group; }
+};
 
 template <class T> struct Problem {
-  Rows<T> u, dt, B, C, z;
+  Groups<T> u, dt, B, C, z;
   const T *A, *D, *dt_bias, *initial;
   const uint8_t* reset;
+  const int64_t* orders;
   int64_t batch, length, channels, groups, n, chunk;
   bool softplus, is_signed;
 
   int64_t chunks() const { return (length + chunk - 1) / chunk; }
   bool starts(int64_t b, int64_t t) const { return reset && reset[b * length + t]; }
+  // Where a group is at its step t.
+  int64_t place(int64_t group, int64_t t) const { return orders ? orders[group * length + t] : t; }
 };
+
+// Whether every group's order visits each place once.
+template <class T> bool orders_fit(const Problem<T>& p) {
+  std::vector<uint8_t> seen(p.length);
+  for (int64_t g = 0; p.orders && g < p.groups; ++g) {
+    std::fill(seen.begin(), seen.end(), 0);
+    for (int64_t t = 0; t < p.length; ++t) {
+      const int64_t place = p.place(g, t);
+      if (place < 0 || place >= p.length || seen[place]++) return false;
+    }
+  }
+  return true;
+}
 
 // How the channels of each group are cut: into slices of `width` channels, `per_group` of them.
 struct Cut {
@@ -47,18 +71,21 @@ struct Cut {
 };
 
 template <class T> struct Slice {
-  int64_t b, index, group, first, count;
+  int64_t b, index, group, offset, first, count;
 
   Slice(const Problem<T>& p, const Cut& cut, int64_t item) {
     const int64_t in_group = p.channels / p.groups;
     b = item / cut.slices;
     index = item % cut.per_group;
     group = item % cut.slices / cut.per_group;
-    first = group * in_group + index * cut.width;
-    count = std::min(cut.width, in_group - index * cut.width);
+    offset = index * cut.width;
+    first = group * in_group + offset;
+    count = std::min(cut.width, in_group - offset);
   }
   int64_t blocks() const { return (count + width<T> - 1) / width<T>; }
+  // A block's first channel, among all and in its group.
   int64_t channel(int64_t block) const { return first + block * width<T>; }
+  int64_t within(int64_t block) const { return offset + block * width<T>; }
   int lanes(int64_t block) const { return static_cast<int>(std::min<int64_t>(width<T>, count - block * width<T>)); }
 };
 
@@ -100,15 +127,18 @@ template <class T> void scatter(const T* from, int64_t n, int lanes, T scale, T*
 // What a vector of channels needs of one chunk before its recurrence: delta and delta u, and for the way back the
 // derivative of softplus in `slope` (or null), [step][lane].
 template <class T>
-void step_inputs(const Problem<T>& p, int64_t b, int64_t start, int64_t steps, int64_t c, int lanes, T* delta, T* x,
+void step_inputs(const Problem<T>& p, const Slice<T>& s, int64_t block, int64_t start, int64_t steps, T* delta, T* x,
                  T* slope) {
-  const vec<T> bias = p.dt_bias ? read(p.dt_bias + c, lanes) : vec<T>{};
+  const int lanes = s.lanes(block);
+  const int64_t k = s.within(block);
+  const vec<T> bias = p.dt_bias ? read(p.dt_bias + s.channel(block), lanes) : vec<T>{};
   for (int64_t t = 0; t < steps; ++t) {
-    vec<T> d = read(p.dt.at(b, start + t) + c, lanes) + bias;
+    const int64_t place = p.place(s.group, start + t);
+    vec<T> d = read(p.dt.at(s.b, place, s.group) + k, lanes) + bias;
     if (slope) store(slope + t * width<T>, logistic(d));
     if (p.softplus) d = softplus(d);
     store(delta + t * width<T>, d);
-    store(x + t * width<T>, d * read(p.u.at(b, start + t) + c, lanes));
+    store(x + t * width<T>, d * read(p.u.at(s.b, place, s.group) + k, lanes));
   }
 }
 
@@ -147,25 +177,25 @@ int forward_slice(const Problem<T>& p, const Slice<T>& s, T* y, T* last, T* befo
   for (int64_t k = 0; k < p.chunks(); ++k) {
     const int64_t start = k * p.chunk, steps = std::min(p.chunk, p.length - start);
     for (int64_t j = 0; j < blocks; ++j) {
-      const int64_t c = s.channel(j);
+      const int64_t c = s.channel(j), within = s.within(j);
       const int lanes = s.lanes(j);
       T* const state = h + j * row;
       for (int64_t i = 0; before && i < p.n; ++i)
         write(before + ((s.b * p.chunks() + k) * p.n + i) * p.channels + c, load(state + i * W), lanes);
-      step_inputs<T>(p, s.b, start, steps, c, lanes, delta, x, nullptr);
+      step_inputs<T>(p, s, j, start, steps, delta, x, nullptr);
       const vec<T> D = p.D ? read(p.D + c, lanes) : vec<T>{};
       for (int64_t t = 0; t < steps; ++t) {
-        const int64_t time = start + t;
-        const T *B = p.B.at(s.b, time) + s.group * p.n, *C = p.C.at(s.b, time) + s.group * p.n;
-        const T* const from = p.starts(s.b, time) ? zeros : state;
+        const int64_t place = p.place(s.group, start + t);
+        const T *B = p.B.at(s.b, place, s.group), *C = p.C.at(s.b, place, s.group);
+        const T* const from = p.starts(s.b, start + t) ? zeros : state;
         vec<T> out = advance<T, SIGNED, false>(A + j * row, load(delta + t * W), load(x + t * W), B, C, p.n, from,
                                                state, nullptr);
-        if (p.D) out += D * read(p.u.at(s.b, time) + c, lanes);
+        if (p.D) out += D * read(p.u.at(s.b, place, s.group) + within, lanes);
         if (p.z.data) {
-          const vec<T> z = read(p.z.at(s.b, time) + c, lanes);
+          const vec<T> z = read(p.z.at(s.b, place, s.group) + within, lanes);
           out *= z * logistic(z);
         }
-        write(y + (s.b * p.length + time) * p.channels + c, out, lanes);
+        write(y + (s.b * p.length + place) * p.channels + c, out, lanes);
       }
     }
   }
@@ -234,26 +264,27 @@ inline StepGradient<T> retreat(const T* __restrict A, vec<T> delta, vec<T> x, ve
 
 // Recomputes the states of one chunk for a vector of channels, then goes back through it.
 template <class T, bool SIGNED>
-void backward_chunk(const Problem<T>& p, const Slice<T>& s, int64_t k, int64_t block, const T* before, Rows<T> dy,
+void backward_chunk(const Problem<T>& p, const Slice<T>& s, int64_t k, int64_t block, const T* before, Groups<T> dy,
                     const Back<T>& w, const Gradients<T>& d) {
   constexpr int W = width<T>;
-  const int64_t row = p.n * W, c = s.channel(block), start = k * p.chunk, steps = std::min(p.chunk, p.length - start);
+  const int64_t row = p.n * W, start = k * p.chunk, steps = std::min(p.chunk, p.length - start);
+  const int64_t c = s.channel(block), within = s.within(block);
   const int lanes = s.lanes(block);
   const T* const A = w.A + block * row;
   T* const carry = w.carry + block * row;
   for (int64_t i = 0; i < p.n; ++i)
     store(w.states + i * W, read(before + ((s.b * p.chunks() + k) * p.n + i) * p.channels + c, lanes));
-  step_inputs(p, s.b, start, steps, c, lanes, w.delta, w.x, p.softplus ? w.slope : nullptr);
+  step_inputs(p, s, block, start, steps, w.delta, w.x, p.softplus ? w.slope : nullptr);
   for (int64_t t = 0; t < steps; ++t) {
-    const int64_t time = start + t;
-    const T *B = p.B.at(s.b, time) + s.group * p.n, *C = p.C.at(s.b, time) + s.group * p.n;
-    const T* const from = p.starts(s.b, time) ? w.zeros : w.states + t * row;
+    const int64_t place = p.place(s.group, start + t);
+    const T *B = p.B.at(s.b, place, s.group), *C = p.C.at(s.b, place, s.group);
+    const T* const from = p.starts(s.b, start + t) ? w.zeros : w.states + t * row;
     const vec<T> out = advance<T, SIGNED, true>(A, load(w.delta + t * W), load(w.x + t * W), B, C, p.n, from,
                                                 w.states + (t + 1) * row, w.powers + t * row);
-    vec<T> dout = dy.data ? read(dy.at(s.b, time) + c, lanes) : vec<T>{};
+    vec<T> dout = dy.data ? read(dy.at(s.b, place, s.group) + within, lanes) : vec<T>{};
     store(w.out + t * W, out);
     if (p.z.data) {
-      const vec<T> z = read(p.z.at(s.b, time) + c, lanes), gate = logistic(z);
+      const vec<T> z = read(p.z.at(s.b, place, s.group) + within, lanes), gate = logistic(z);
       store(w.gate + t * W, gate);
       dout *= z * gate;
     }
@@ -264,15 +295,15 @@ void backward_chunk(const Problem<T>& p, const Slice<T>& s, int64_t k, int64_t b
   vec<T> dD{}, dbias{};
   std::fill_n(w.dA_chunk, row, T(0));
   for (int64_t t = steps - 1; t >= 0; --t) {
-    const int64_t time = start + t, at = (s.b * p.length + time) * p.channels + c;
-    const T *B = p.B.at(s.b, time) + s.group * p.n, *C = p.C.at(s.b, time) + s.group * p.n;
-    const bool starts = p.starts(s.b, time);
+    const int64_t place = p.place(s.group, start + t), at = (s.b * p.length + place) * p.channels + c;
+    const T *B = p.B.at(s.b, place, s.group), *C = p.C.at(s.b, place, s.group);
+    const bool starts = p.starts(s.b, start + t);
     const vec<T> delta = load(w.delta + t * W), dout = load(w.dout + t * W);
     const StepGradient<T> g = retreat<T, SIGNED>(
         A, delta, load(w.x + t * W), dout, B, C, p.n, starts ? w.zeros : w.states + t * row, w.states + (t + 1) * row,
         w.powers + t * row, carry, w.dA_chunk, w.sum_B + t * row, w.sum_C + t * row);
     if (starts) std::fill_n(carry, row, T(0));
-    const vec<T> u = read(p.u.at(s.b, time) + c, lanes);
+    const vec<T> u = read(p.u.at(s.b, place, s.group) + within, lanes);
     write(d.u + at, g.x * delta + dout * D, lanes);
     dD += dout * u;
     vec<T> ddt = g.x * u + g.delta * factor;
@@ -280,8 +311,8 @@ void backward_chunk(const Problem<T>& p, const Slice<T>& s, int64_t k, int64_t b
     write(d.dt + at, ddt, lanes);
     dbias += ddt;
     if (p.z.data) {
-      const vec<T> z = read(p.z.at(s.b, time) + c, lanes), gate = load(w.gate + t * W);
-      const vec<T> into = dy.data ? read(dy.at(s.b, time) + c, lanes) : vec<T>{};
+      const vec<T> z = read(p.z.at(s.b, place, s.group) + within, lanes), gate = load(w.gate + t * W);
+      const vec<T> into = dy.data ? read(dy.at(s.b, place, s.group) + within, lanes) : vec<T>{};
       write(d.z + at, into * (load(w.out + t * W) + D * u) * gate * (z - z * gate + T(1)), lanes);
     }
   }
@@ -291,7 +322,7 @@ void backward_chunk(const Problem<T>& p, const Slice<T>& s, int64_t k, int64_t b
 }
 
 template <class T, bool SIGNED>
-int backward_slice(const Problem<T>& p, const Slice<T>& s, const T* before, Rows<T> dy, const T* dlast,
+int backward_slice(const Problem<T>& p, const Slice<T>& s, const T* before, Groups<T> dy, const T* dlast,
                    const Gradients<T>& d) {
   constexpr int W = width<T>;
   const int64_t row = p.n * W, blocks = s.blocks();
@@ -310,7 +341,8 @@ int backward_slice(const Problem<T>& p, const Slice<T>& s, const T* before, Rows
     std::fill_n(w.sum_C, steps * row, T(0));
     for (int64_t j = 0; j < blocks; ++j) backward_chunk<T, SIGNED>(p, s, k, j, before, dy, w, d);
     for (int64_t t = 0; t < steps; ++t) {
-      const int64_t at = s.index * sums + ((s.b * p.length + start + t) * p.groups + s.group) * p.n;
+      const int64_t place = p.place(s.group, start + t);
+      const int64_t at = s.index * sums + ((s.b * p.length + place) * p.groups + s.group) * p.n;
       for (int64_t i = 0; i < p.n; ++i) {
         d.B[at + i] = sum(load(w.sum_B + t * row + i * W));
         d.C[at + i] = sum(load(w.sum_C + t * row + i * W));
@@ -340,6 +372,7 @@ template <class T, class Body> int over_slices(const Problem<T>& p, int threads,
 }
 
 template <class T> int forward(const Problem<T>& p, T* y, T* last, T* before, int threads) {
+  if (!orders_fit(p)) return kNoOrder;
   const int status = over_slices(p, threads, [&](const Slice<T>& s) {
     return p.is_signed ? forward_slice<T, true>(p, s, y, last, before) : forward_slice<T, false>(p, s, y, last, before);
   });
@@ -349,7 +382,7 @@ template <class T> int forward(const Problem<T>& p, T* y, T* last, T* before, in
 }
 
 template <class T>
-int backward(const Problem<T>& p, const T* before, Rows<T> dy, const T* dlast, const Gradients<T>& d, int threads) {
+int backward(const Problem<T>& p, const T* before, Groups<T> dy, const T* dlast, const Gradients<T>& d, int threads) {
   const Cut cut(p);
   const int64_t sums = p.batch * p.length * p.groups * p.n, states = p.channels * p.n;
   const bool split = cut.per_group > 1;
@@ -374,18 +407,20 @@ int backward(const Problem<T>& p, const T* before, Rows<T> dy, const T* dlast, c
 }  // namespace
 }  // namespace scanweave
 
-// Strides count numbers. The last axes of every sequence lie side by side; parameters, states and all outputs are
+// Strides count numbers. The last axis of every sequence lies side by side; parameters, states and all outputs are
 // contiguous. Null stands for an absent tensor. Returns 0; 1 where A or a last state is not finite; 2 where memory ran
-// out.
-#define SCANWEAVE_SEQUENCE(T, X) const T *X, int64_t X##_batch, int64_t X##_step
+// out; 3 where an order does not visit each place once.
+#define SCANWEAVE_SEQUENCE(T, X) const T *X, int64_t X##_batch, int64_t X##_place, int64_t X##_group
+#define SCANWEAVE_GROUPS(X) \
+  { X, X##_batch, X##_place, X##_group }
 #define SCANWEAVE_PROBLEM(T)                                                                                        \
   SCANWEAVE_SEQUENCE(T, u), SCANWEAVE_SEQUENCE(T, dt), SCANWEAVE_SEQUENCE(T, B), SCANWEAVE_SEQUENCE(T, C),          \
       SCANWEAVE_SEQUENCE(T, z), const T *A, const T *D, const T *dt_bias, const T *initial, const uint8_t *reset,   \
-      int64_t batch, int64_t length, int64_t channels, int64_t groups, int64_t n, int64_t chunk, int softplus,      \
-      int is_signed
+      const int64_t *orders, int64_t batch, int64_t length, int64_t channels, int64_t groups, int64_t n,            \
+      int64_t chunk, int softplus, int is_signed
 #define SCANWEAVE_PACKED                                                                                            \
-  {{u, u_batch, u_step}, {dt, dt_batch, dt_step}, {B, B_batch, B_step}, {C, C_batch, C_step}, {z, z_batch, z_step}, \
-   A, D, dt_bias, initial, reset, batch, length, channels, groups, n, chunk, softplus != 0, is_signed != 0}
+  {SCANWEAVE_GROUPS(u), SCANWEAVE_GROUPS(dt), SCANWEAVE_GROUPS(B), SCANWEAVE_GROUPS(C), SCANWEAVE_GROUPS(z),        \
+   A, D, dt_bias, initial, reset, orders, batch, length, channels, groups, n, chunk, softplus != 0, is_signed != 0}
 
 #define SCANWEAVE_SELECTIVE_SCAN(NAME, T)                                                                           \
   SCANWEAVE_EXPORT int scanweave_selective_scan_forward_##NAME(SCANWEAVE_PROBLEM(T), T* y, T* last, T* before,      \
@@ -395,7 +430,7 @@ int backward(const Problem<T>& p, const T* before, Rows<T> dy, const T* dlast, c
   SCANWEAVE_EXPORT int scanweave_selective_scan_backward_##NAME(                                                    \
       SCANWEAVE_PROBLEM(T), const T* before, SCANWEAVE_SEQUENCE(T, dy), const T* dlast, T* du, T* ddt, T* dA, T* dB, \
       T* dC, T* dD, T* dz, T* ddt_bias, T* dinitial, int threads) {                                                 \
-    return scanweave::backward<T>(SCANWEAVE_PACKED, before, {dy, dy_batch, dy_step}, dlast,                         \
+    return scanweave::backward<T>(SCANWEAVE_PACKED, before, SCANWEAVE_GROUPS(dy), dlast,                         \
                                   {du, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial}, threads);                      \
   }
 

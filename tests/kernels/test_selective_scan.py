@@ -105,7 +105,7 @@ def test_keeps_a_state_per_chunk_and_none_without_gradients(backend: str) -> Non
         assert _saved_bytes(drawn, backend) == 0
         before = torch.ops.scanweave.selective_scan.default(
             *(drawn[n] for n in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")),
-            *(None, True, False, False, backend),
+            *(None, None, True, False, False, backend),
         )[2]
     assert before.numel() == 0
 
@@ -161,3 +161,48 @@ def test_parameters_stay_in_single_precision_beside_half_inputs(backend: str) ->
     assert grads["B"].dtype == torch.bfloat16
     assert_close(final, wanted[1], 1e-5, "final_state")
     assert_close(grads["A"], wanted[2]["A"], 1e-2, "gradient of A")
+
+
+def _orders(length: int) -> Tensor:
+    """Return two orders: to and fro, and a drawn one."""
+    drawn = torch.randperm(length, generator=torch.Generator().manual_seed(1))
+    return torch.stack([torch.arange(length).flip(0), drawn])
+
+
+@served
+def test_orders_are_where_groups_read_and_write(backend: str) -> None:
+    drawn, orders = CASE.draw(20, dtype=torch.float32), _orders(20)
+    y, state = selective_scan(**drawn, orders=orders, backend=backend)
+    for group, order in enumerate(orders):
+        ordered = {n: t[:, order] if n in CASE.sequences else t for n, t in drawn.items()}
+        in_time, final = selective_scan(**ordered, backend=backend)
+        channels = slice(3 * group, 3 * group + 3)
+        assert_close(y[:, order, channels], in_time[..., channels], 1e-6, "y")
+        assert_close(state[:, channels], final[:, channels], 1e-6, "final_state")
+
+
+@served
+@pytest.mark.parametrize("ordered", [False, True])
+def test_groups_may_share_their_input(backend: str, ordered: bool) -> None:
+    """Views expanded over the groups, and slices of a wider tensor, serve as they lie; so do their gradients."""
+    drawn = CASE.draw(37, dtype=torch.float32)
+    shared = {n: drawn.pop(n)[..., :3].contiguous() for n in ("u", "z")}
+    wide = {n: F.pad(drawn.pop(n), (1, 2)) for n in ("B", "C")}
+    leaves = {**shared, **wide, **drawn}
+    orders = _orders(37) if ordered else None
+
+    def call(tensors: dict[str, Tensor], backend: str) -> tuple[Tensor, list[Tensor]]:
+        given = {n: t.clone().requires_grad_() for n, t in tensors.items()}
+        views = dict(given)
+        views |= {n: given[n].unsqueeze(2).expand(-1, -1, 2, -1) for n in shared}
+        views |= {n: given[n][..., 1:-2] for n in wide}
+        views["dt"] = given["dt"].unflatten(2, (2, 3))
+        y, state = selective_scan(**views, orders=orders, backend=backend)
+        assert y.shape == (*given["u"].shape[:2], 2, 3)
+        return y, list(torch.autograd.grad((y.sum(2).square().sum() + state.square().sum()), list(given.values())))
+
+    y, grads = call(leaves, backend)
+    wanted, wanted_grads = call({n: t.double() for n, t in leaves.items()}, "reference")
+    assert_close(y, wanted, 1e-5, "y")
+    for name, found, right in zip(leaves, grads, wanted_grads, strict=True):
+        assert_close(found, right, 1e-4, f"gradient of {name}")

@@ -7,10 +7,11 @@ import timm
 import torch
 
 from scanweave.core import ConfigError
+from scanweave.core.orders import CROSS_SCAN, create_order
 from scanweave.kernels import selective_scan
 from scanweave.vision.backbones.hierarchical import checkpoint_filter_fn
 from scanweave.vision.backbones.vim2 import AveragedStage, ChannelMixer
-from scanweave.vision.backbones.vmamba import SS2D, cross_merge, cross_scan
+from scanweave.vision.backbones.vmamba import SS2D, cross_orders
 
 COUNTS = {  # as published, in millions, at the digits printed
     "vmamba_tiny": "30.25",
@@ -30,10 +31,14 @@ def test_parameter_counts_are_those_published(name):
 
 
 def test_the_cross_scan_reads_rows_columns_and_both_from_the_end():
-    grid = torch.tensor([[1, 2, 3], [4, 5, 6]]).view(1, 2, 3, 1, 1).expand(-1, -1, -1, 4, -1)
-    read = cross_scan(grid)[0, :, :, 0].T.tolist()
-    assert read == [[1, 2, 3, 4, 5, 6], [1, 4, 2, 5, 3, 6], [6, 5, 4, 3, 2, 1], [6, 3, 5, 2, 4, 1]]
-    assert torch.equal(cross_merge(cross_scan(grid), (2, 3)), 4 * grid[:, :, :, 0])
+    assert (cross_orders((2, 3)) + 1).tolist() == [
+        [1, 2, 3, 4, 5, 6],
+        [1, 4, 2, 5, 3, 6],
+        [6, 5, 4, 3, 2, 1],
+        [6, 3, 5, 2, 4, 1],
+    ]
+    named = torch.stack([create_order(name).index((4, 7)) for name in CROSS_SCAN])
+    assert torch.equal(cross_orders((4, 7)), named)
 
 
 @pytest.mark.parametrize("d_state", [1, 4])
@@ -41,13 +46,12 @@ def test_one_call_scans_as_four_do(d_state):
     torch.manual_seed(0)
     layer = SS2D(20, ratio=2.0, d_state=d_state)
     u = torch.randn(2, 3, 5, 40)
-    orders = cross_scan(torch.arange(15).view(1, 3, 5, 1, 1).expand(-1, -1, -1, 4, -1))[0, :, :, 0].T
-    found = layer.scan(u)
-    for k, order in enumerate(orders):
+    expected = torch.zeros(2, 15, 40)
+    for k, order in enumerate(cross_orders((3, 5))):
         tokens = u.flatten(1, 2)[:, order]
         low, B, C = (tokens @ layer.x_proj_weight[k].T).split([2, d_state, d_state], -1)
         at = slice(40 * k, 40 * (k + 1))
-        expected, _ = selective_scan(
+        y, _ = selective_scan(
             tokens,
             low @ layer.dt_projs_weight[k].T,
             -layer.A_logs[at].exp(),
@@ -56,7 +60,8 @@ def test_one_call_scans_as_four_do(d_state):
             D=layer.Ds[at],
             dt_bias=layer.dt_projs_bias[k],
         )
-        torch.testing.assert_close(found[:, :, k], expected, rtol=1e-4, atol=1e-5)
+        expected[:, order] += y
+    torch.testing.assert_close(layer.scan(u).flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_published_names_are_taken_over():

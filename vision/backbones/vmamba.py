@@ -19,47 +19,22 @@ from .hierarchical import checkpoint_filter_fn as checkpoint_filter_fn
 from .isotropic import Site
 
 
-def cross_scan(x: Tensor) -> Tensor:
-    """Read a grid by rows, by columns, and both from their ends.
+def cross_orders(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Order the places of a grid by rows, by columns, and by both from their ends.
 
     Args:
-        x: (B, H, W, 4, C), what each of the four readings reads.
-
-    Returns:
-        (B, H W, 4, C).
-
-    Source:
-        Liu et al., VMamba (2024), figure 3.
-    """
-    rows, columns, rows_back, columns_back = x.unbind(3)
-    return torch.stack(
-        [
-            rows.flatten(1, 2),
-            columns.transpose(1, 2).flatten(1, 2),
-            rows_back.flatten(1, 2).flip(1),
-            columns_back.transpose(1, 2).flatten(1, 2).flip(1),
-        ],
-        2,
-    )
-
-
-def cross_merge(y: Tensor, size: tuple[int, int]) -> Tensor:
-    """Lay four readings back on the grid and add them.
-
-    Args:
-        y: (B, H W, 4, C), ordered as :func:`cross_scan` gives them.
         size: H and W.
+        device: Where the orders shall be.
 
     Returns:
-        (B, H, W, C).
+        (4, H W) int64: the row-major place that each step visits.
 
     Source:
         Liu et al., VMamba (2024), figure 3.
     """
-    rows, columns, rows_back, columns_back = y.unbind(2)
-    by_rows = (rows + rows_back.flip(1)).unflatten(1, size)
-    by_columns = (columns + columns_back.flip(1)).unflatten(1, size[::-1])
-    return by_rows + by_columns.transpose(1, 2)
+    places = torch.arange(size[0] * size[1], device=device)
+    columns = places.view(size).t().flatten()
+    return torch.stack([places, columns, places.flip(0), columns.flip(0)])
 
 
 class SS2D(nn.Module):
@@ -94,29 +69,26 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a grid (B, H, W, dim)."""
-        size = (x.shape[1], x.shape[2])
         u = self.conv2d(self.in_proj(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        u = F.silu(u)
-        y: Tensor = self.out_proj(self.out_norm(cross_merge(self.scan(u), size)))
+        y: Tensor = self.out_proj(self.out_norm(self.scan(F.silu(u))))
         return y
 
     def scan(self, u: Tensor) -> Tensor:
-        """Scan a grid u (B, H, W, width) four ways; return (B, H W, 4, width) in the scans' own orders."""
-        # A linear map of a token does not mind the order of tokens: mapped before, each token is read once.
-        mapped = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
-        low, B, C = cross_scan(mapped).split([self.dt_rank, self.d_state, self.d_state], -1)
-        dt = torch.einsum("blkr,kcr->blkc", low, self.dt_projs_weight)
-        us = cross_scan(u.unsqueeze(3).expand(-1, -1, -1, 4, -1))
+        """Scan a grid u (B, H, W, width) four ways and add up what they give at each place."""
+        size, places = (u.shape[1], u.shape[2]), u.flatten(1, 2)
+        mapped = F.linear(places, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
+        low, B, C = mapped.split([self.dt_rank, self.d_state, self.d_state], -1)
         y, _ = selective_scan(
-            us.flatten(2),
-            dt.flatten(2),
+            places.unsqueeze(2).expand(-1, -1, 4, -1),
+            torch.einsum("blkr,kcr->blkc", low, self.dt_projs_weight),
             -widen(self.A_logs).exp(),
             B,
             C,
             D=widen(self.Ds),
             dt_bias=widen(self.dt_projs_bias).flatten(),
+            orders=cross_orders(size, u.device),
         )
-        return y.unflatten(2, (4, -1))
+        return y.sum(2).unflatten(1, size)
 
 
 class VSSBlock(nn.Module):

@@ -109,8 +109,28 @@ def _extreme_mamba(generator: torch.Generator, batch: int, length: int) -> Tenso
     }
 
 
+def _natural(tensors: Tensors) -> torch.Tensor:
+    return torch.arange(tensors["u"].shape[1]).repeat(2, 1)
+
+
+def _twice(tensors: Tensors) -> torch.Tensor:
+    orders = _natural(tensors)
+    orders[1, 1] = 0
+    return orders
+
+
 _MAMBA_MISTAKES = (
     ("u's axes", lambda t: {"u": t["u"][0]}, ValueError, r"u has shape .*, expected \(B, L, C\)"),
+    ("u's groups", lambda t: {n: t[n].unflatten(2, (3, 2)) for n in ("u", "dt", "z")}, ValueError, "u has 3 groups"),
+    ("orders' shape", lambda t: {"orders": torch.arange(8)}, ValueError, r"orders has shape .*, expected \(G, L\)"),
+    ("orders' dtype", lambda t: {"orders": torch.zeros(2, 8)}, TypeError, "orders has dtype float32"),
+    ("a place twice", lambda t: {"orders": _twice(t)}, ValueError, r"orders\[1\] does not visit place 1 once"),
+    (
+        "orders and reset",
+        lambda t: {"orders": _natural(t), "reset": torch.zeros(t["u"].shape[:2], dtype=torch.bool)},
+        ValueError,
+        "reset is given beside orders",
+    ),
     ("u's dtype", lambda t: {"u": t["u"].long()}, TypeError, "selective_scan: u has dtype int64"),
     ("no step", lambda t: {n: t[n][:, :0] for n in ("u", "dt", "B", "C", "z")}, ValueError, "length 0"),
     ("dt's shape", lambda t: {"dt": t["dt"][..., :1]}, ValueError, "dt has shape"),
