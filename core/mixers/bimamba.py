@@ -64,22 +64,19 @@ class BiMamba(GridMixer):
         weight = torch.cat([self.conv1d.weight, self.conv1d_b.weight]).squeeze(1)
         bias = torch.cat([b for b in (self.conv1d.bias, self.conv1d_b.bias) if b is not None])
         both, _ = causal_conv1d(both, weight, bias, activation="silu")
-        sizes = [self.rank, self.d_state, self.d_state]
-        there, back = (
-            project(part).split(sizes, -1)
-            for project, part in zip((self.x_proj, self.x_proj_b), both.chunk(2, -1), strict=True)
-        )
-        dt = torch.cat([F.linear(there[0], self.dt_proj.weight), F.linear(back[0], self.dt_proj_b.weight)], -1)
+        both = both.unflatten(-1, (2, -1))
+        weight = torch.stack([self.x_proj.weight, self.x_proj_b.weight])
+        low, B, C = torch.einsum("blgk,grk->blgr", both, weight).split([self.rank, self.d_state, self.d_state], -1)
         y, _ = selective_scan(
             both,
-            dt,
+            torch.einsum("blgr,gkr->blgk", low, torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])),
             -widen(torch.cat([self.A_log, self.A_b_log])).exp(),
-            torch.stack([there[1], back[1]], 2),
-            torch.stack([there[2], back[2]], 2),
+            B,
+            C,
             D=widen(torch.cat([self.D, self.D_b])),
             dt_bias=widen(torch.cat([self.dt_proj.bias, self.dt_proj_b.bias])),
         )
-        forward, backward = y.chunk(2, -1)
+        forward, backward = y.unbind(2)
         # Half of the weights take less time than half of the tokens.
         weight = self.out_proj.weight / 2 if self.average else self.out_proj.weight
         return F.linear((forward + backward.flip(1)) * F.silu(z), weight).view(shape)

@@ -34,32 +34,22 @@ inline vec<float> power_of_two(vec<float> rounded, vec<float> r) {
   return (vec<float>)((mask)p + ((mask)rounded << 23));
 }
 
-#if defined(__AVX2__)
-// 2^((8 n + j + r) / 8) for |r| <= 1/2: the root 2^(j / 8) from a table, n added to its exponent, times a cubic of r.
-// The bits of the roots less j << 20, which the sum with `rounded` << 20 gives back.
-#if defined(__AVX512F__)
-inline vec<float> root(vec<float> rounded) {
-  const __m512i roots = _mm512_broadcast_i64x4(_mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
-                                                                 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7));
-  return (vec<float>)_mm512_permutexvar_epi32((__m512i)rounded, roots);
-}
-#else
-inline vec<float> root(vec<float> rounded) {
-  const __m256i roots = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
-                                          0x3f7744fd, 0x3f7ac0c7);
-  return (vec<float>)_mm256_permutevar8x32_epi32(roots, (__m256i)rounded);
-}
-#endif
-
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// A table of eight roots, which a vector of eight holds, leaves less to the polynomial.
 template <> struct Power<float> {
   static constexpr float scale = 8 * 1.44269504088896341f;
 
-  // 2^(x / 8): relative error below 2e-7; 0 below -1016, infinity from 1023.5 on, NaN stays NaN.
+  // 2^(x / 8): relative error below 2e-7; 0 below -1016, infinity from 1023.5 on, NaN stays NaN. With x = 8 n + j + r,
+  // |r| <= 1/2, it is 2^(j / 8) from the table, n added to its exponent, times a cubic of r. The table's bits are
+  // short of j << 20, which `rounded` << 20 brings beside n << 23.
   static inline vec<float> base(vec<float> x) {
     typedef Vec<float>::mask mask;
+    const __m256i roots = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
+                                            0x3f7744fd, 0x3f7ac0c7);
     x = at_most(splat(1024.0f), at_least(splat(-1016.0f), x));
     const vec<float> rounded = x + kRound, r = x - (rounded - kRound);
-    const vec<float> power = (vec<float>)((mask)root(rounded) + ((mask)rounded << 20));
+    const mask root = (mask)_mm256_permutevar8x32_epi32(roots, (__m256i)rounded);
+    const vec<float> power = (vec<float>)(root + ((mask)rounded << 20));
     return power * (((r * 1.0839106e-4f + 3.7540255e-3f) * r + 8.6643402e-2f) * r + 1.0f);
   }
 };
