@@ -1,7 +1,13 @@
-"""Image backbones beside timm's of their size: images per second at 224 pixels, and the cost of larger images."""
+"""Image backbones beside timm's of their size: images per second at 224 pixels, and the cost of larger images.
+
+Images per CPU-second are those of one thread in a second of its processor: a figure to hold against code that was
+measured elsewhere.
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +70,22 @@ def test_forward(bench_out: Path | None) -> None:
         calls = {name: lambda model=model: model(images) for name, model in models.items()}
         assert all(torch.isfinite(call()).all() for call in calls.values())
         _report("images forward", calls, _floor(images, 1), bench_out, rounds=5)
+
+
+@pytest.mark.usefixtures("one_thread")
+@torch.no_grad()
+def test_forward_by_one_thread() -> None:
+    images = _images(BATCH // 2)
+    models = {name: _create(name).eval() for name in _names()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(6):
+        for name, model in models.items():
+            begin = time.process_time()
+            assert torch.isfinite(model(images)).all()
+            seconds[name].append(time.process_time() - begin)
+    print(f"\n{'images forward, one thread':28}{'images/CPU-s':>14}")
+    for name, rounds in seconds.items():
+        print(f"{name:28}{len(images) / statistics.median(rounds[1:]):14.2f}")
 
 
 def _step(model: nn.Module, images: Tensor) -> Callable[[], object]:

@@ -14,15 +14,7 @@ from scanweave.timeseries.forecasters.tpgn import TPGNNetwork
 from tests.timeseries.reference_tpgn import ConvolutionTPGN
 from tests.timeseries.windows import make_batch, make_spec
 
-pytestmark = pytest.mark.bench
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("one_thread")]
 
 
 def training_step(network: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
