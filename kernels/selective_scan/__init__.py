@@ -92,12 +92,7 @@ def selective_scan(
     """
     if eigenvalues not in EIGENVALUES:
         raise ValueError(f"selective_scan: eigenvalues is {eigenvalues!r}, expected one of {', '.join(EIGENVALUES)}")
-    if not isinstance(B, Tensor) or B.dim() == 3:
-        check_dtype("selective_scan", "B", B, FLOATS)
-        B = B.unsqueeze(2)
-    if not isinstance(C, Tensor) or C.dim() == 3:
-        check_dtype("selective_scan", "C", C, FLOATS)
-        C = C.unsqueeze(2)
+    B, C = _with_groups("B", B), _with_groups("C", C)
     _check(u, dt, A, B, C, D, z, dt_bias, initial_state, reset, orders)
     if initial_state is not None and initial_state.dtype != state_dtype(u.dtype):
         initial_state = initial_state.to(state_dtype(u.dtype))
@@ -108,6 +103,14 @@ def selective_scan(
     else:
         y, final, _ = _op(*arguments, False, chosen)
     return y, final
+
+
+def _with_groups(name: str, x: Tensor) -> Tensor:
+    """Return (B, L, G, N); what all channels share is one group."""
+    if isinstance(x, Tensor) and x.dim() != 3:
+        return x
+    check_dtype("selective_scan", name, x, FLOATS)
+    return x.unsqueeze(2)
 
 
 def _check(
