@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -14,6 +15,8 @@ from ...core.errors import DataError
 from ...core.plots import BLUE, MUTED, ORANGE, new_figure, save_figure, set_title
 from ..boxes import Calibration, camera_corners, corners, lidar_to_camera
 
+# Colour, line width and name; a label is wide enough to be seen under the detection that meets it.
+_LABEL, _DETECTION = (BLUE, 2.8, "label"), (ORANGE, 1.2, "detection")
 _RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 # Edges that come nearer to the camera than this are not drawn: their ends would lie far outside.
@@ -53,16 +56,15 @@ def draw_frame(
     ax.scatter(
         cloud[:, 0], cloud[:, 1], c=np.clip(cloud[:, 2], -2, 1), s=0.8, cmap="Greys", vmin=-3.4, vmax=1, linewidths=0
     )
-    for boxes, colour, name in ((labels, BLUE, "label"), (detections, ORANGE, "detection")):
+    for boxes, colour, width, name in ((labels, *_LABEL), (detections, *_DETECTION)):
         for index, box in enumerate([] if boxes is None else boxes.detach().cpu()):
             ring = corners(box)[[0, 1, 2, 3, 0], :2].numpy()
-            ax.plot(ring[:, 0], ring[:, 1], color=colour, linewidth=1.4, label=None if index else name)
+            ax.plot(ring[:, 0], ring[:, 1], color=colour, linewidth=width, label=None if index else name)
             front = (ring[0] + ring[3]) / 2
-            ax.plot([float(box[0]), front[0]], [float(box[1]), front[1]], color=colour, linewidth=1.4)
+            ax.plot([float(box[0]), front[0]], [float(box[1]), front[1]], color=colour, linewidth=width)
     ax.set(xlim=forward, ylim=side, aspect="equal", xlabel="x, forward (m)", ylabel="y, left (m)")
     set_title(ax, title)
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(loc="upper right", frameon=False, labelcolor=MUTED)
+    _legend(ax)
     return save_figure(figure, path)
 
 
@@ -99,17 +101,22 @@ def draw_on_image(
     height, width = pixels.shape[:2]
     figure, (ax,) = new_figure(12.0, 12.0 * height / width + 0.5)
     ax.imshow(pixels)
-    for boxes, colour, name in ((labels, BLUE, "label"), (detections, ORANGE, "detection")):
+    for boxes, colour, line, name in ((labels, *_LABEL), (detections, *_DETECTION)):
         if boxes is None or not len(boxes):
             continue
         ends = camera_corners(lidar_to_camera(boxes.detach().cpu().double(), calibration))
         before = (ends[..., 2] > _NEAREST).numpy()
         at = calibration.rect_to_image(ends)[0].numpy()
         lines = [at[box, list(edge)] for box in range(len(at)) for edge in _EDGES if before[box, list(edge)].all()]
-        ax.add_collection(LineCollection(lines, colors=colour, linewidths=1.2, label=name))
+        ax.add_collection(LineCollection(lines, colors=colour, linewidths=line, label=name))
     ax.set(xlim=(0, width), ylim=(height, 0))
     ax.axis("off")
     set_title(ax, title)
+    _legend(ax)
+    return save_figure(figure, path)
+
+
+def _legend(ax: Axes) -> None:
+    """Say above the picture whose boxes are which, where there are any."""
     if ax.get_legend_handles_labels()[1]:
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, labelcolor=MUTED)
-    return save_figure(figure, path)
